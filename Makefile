@@ -1,0 +1,49 @@
+# Needs Python 3.11 or newer, make, and a package index. `make help` explains.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: help demo test check soak bench format clean
+.DEFAULT_GOAL := help
+
+help:  ## say what each target does
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+demo: .venv/.demo  ## train, compare and try the bundled encoder on bundled reviews
+	$(BIN)/lorafit demo
+
+test: .venv/.dev  ## the fast tests, under six minutes on two cores
+	$(BIN)/pytest -m "not slow and not soak"
+
+check: .venv/.dev  ## the whole gate: format, lint, types, import layers, all tests; under twenty minutes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not soak"
+
+soak: .venv/.dev  ## the tests with long counts
+	$(BIN)/pytest -m soak
+
+bench: .venv/.dev  ## measure the published figures into results/
+	$(BIN)/python benchmarks/main_job.py
+
+format: .venv/.dev  ## mend format and imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and what tools left
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.venv/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lorafit needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.demo: .venv/.python pyproject.toml constraints.txt
+	$(INSTALL) '.[demo]'
+	touch $@
+
+.venv/.dev: .venv/.python pyproject.toml constraints.txt
+	$(INSTALL) '.[demo,dev]'
+	touch $@ .venv/.demo

@@ -1,0 +1,342 @@
+"""The command line: a thin shell that parses, calls one function, prints, and leaves with an exit code.
+
+Exit codes: 0 done, 2 refused (one sentence on standard error), 130 interrupted. Torch and its kin are imported inside
+the commands, so that `--help` answers at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorafit import __version__, console
+from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
+from lorafit.files import write_text
+
+if TYPE_CHECKING:
+    from lorafit.evaluation import Comparison
+    from lorafit.recipe import Recipe
+
+# Read by the libraries when they are imported: their bars, reports and advice stay off our users' terminals.
+_LIBRARIES_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "critical",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "critical",
+    "TRANSFORMERS_VERBOSITY": "critical",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+app = typer.Typer(
+    name="lorafit",
+    help="Turn a pretrained BERT-family encoder into a text classifier with LoRA, and prove what the adapter gained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as TOML.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("-s", "--set", metavar="TABLE.KEY=VALUE", help="Change one key of the recipe."),
+]
+Small = Annotated[bool, typer.Option("--small", help="Apply the recipe's own [small] table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
+TextColumn = Annotated[str | None, typer.Option("--text-column", metavar="NAME", help="The column with the texts.")]
+LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="The column with the labels.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")]
+
+
+def main() -> None:
+    """Run the command line, and turn what we refuse into one sentence and exit code 2."""
+    os.environ |= {key: value for key, value in _LIBRARIES_QUIET.items() if key not in os.environ}
+    with console.our_words_only():
+        try:
+            app()
+        except LorafitError as error:
+            console.complain("Error", str(error), "red")
+            sys.exit(2)
+        except KeyboardInterrupt:
+            console.complain("Interrupted", "what was finished is kept.", "yellow")
+            sys.exit(130)
+        except BrokenPipeError:  # the reader, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lorafit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    quiet: Annotated[bool, typer.Option("--quiet", help="Results, warnings and errors only.")] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
+) -> None:
+    if quiet:
+        console.silence()
+
+
+@app.command()
+def demo() -> None:
+    """Run the whole flow on recipes/demo.toml: prepare, train, evaluate, predict."""
+    from lorafit import pipeline, predict, recipe, runs
+
+    demo_recipe = recipe.load(recipe.shipped("demo"))
+    unfinished = runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
+    run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe)
+    _print_comparison(pipeline.evaluate(run))
+    texts = [
+        "A film to remember: warm, funny and beautifully played.",
+        "Two hours of my life that I will not get back.",
+    ]
+    _print_predictions(predict.Classifier.load(run.path).predict(texts))
+    console.say(f"The report and its figures lie in {run.path}. Ask it yourself: lorafit predict {run.path} 'a text'")
+
+
+@app.command()
+def init(
+    data_file: Annotated[Path, typer.Argument(metavar="DATA_FILE", help="A CSV, TSV, JSONL or Parquet file.")],
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Look at a data file, find its text and label columns, and write a recipe to edit."""
+    from lorafit import recipe
+
+    drafted = _recipe_for_file(data_file, text_column, label_column, ())
+    path = Path(f"{drafted.name}.toml")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path} is there already. Replace it with --overwrite.")
+    write_text(path, recipe.to_commented_toml(drafted, f"Run it with: lorafit train {path}"))
+    typer.echo(f"Wrote {path}. Edit it, then: lorafit train {path}")
+
+
+@app.command()
+def fetch(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False) -> None:
+    """Cache encoder and data, so that the rest runs offline."""
+    from lorafit import pipeline, recipe
+
+    pipeline.fetch(recipe.load(recipe_file, tuple(settings or ()), small=small))
+
+
+@app.command()
+def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False) -> None:
+    """Turn data into splits and token ids; say where train, validation and test lie."""
+    from lorafit import pipeline, recipe
+
+    found = pipeline.prepare(recipe.load(recipe_file, tuple(settings or ()), small=small))
+    for name, split in found.splits.items():
+        typer.echo(f"{name:<10}  {len(split):>7,} texts  {len(split.tokens.ids):>10,} tokens  {split.file}")
+
+
+@app.command()
+def train(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE | DATA_FILE", help="A recipe, or a file with texts and labels."),
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    settings: Overrides = None,
+    small: Small = False,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the whole recipe and the plan; train nothing.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train an adapter: from a recipe, or straight from a data file."""
+    from lorafit import pipeline, recipe
+
+    if resume is not None:
+        if source is not None or settings or small or out or overwrite or dry_run:
+            raise RecipeError("--resume goes on with a run as it was started; it takes no recipe and no changes.")
+        pipeline.resume(resume)
+        return
+    if source is None:
+        raise RecipeError("Name a recipe or a data file; `lorafit demo` needs neither.")
+    chosen = _chosen_recipe(source, text_column, label_column, tuple(settings or ()), small)
+    if dry_run:
+        typer.echo(recipe.to_toml(chosen), nl=False)
+        pipeline.plan(chosen)
+        return
+    run = pipeline.train(chosen, out, overwrite=overwrite)
+    console.say(f"What did it gain? lorafit evaluate {run.path}")
+
+
+@app.command()
+def evaluate(run: RunFolder) -> None:
+    """Compare base and adapted on the test texts: scores, figures, report."""
+    from lorafit import pipeline, runs
+
+    found = runs.open_run(run)
+    _print_comparison(pipeline.evaluate(found))
+    console.say(f"The report lies in {found.path / 'report.md'}.")
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter folder.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of standard input."),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base with its untrained head.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="Read the texts from a file.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the answers to a file.")
+    ] = None,
+    text_column: TextColumn = None,
+) -> None:
+    """Ask a trained adapter about texts."""
+    from lorafit.predict import Classifier
+
+    if input_file is not None:
+        if texts or output_file is None:
+            raise DataError("--input needs --output, and no texts beside it.")
+        _predict_file(adapter, input_file, output_file, text_column or "text", base)
+        return
+    if output_file is not None or text_column is not None:
+        raise DataError("--output and --text-column go with --input.")
+    asked = texts or _lines_of_standard_input()
+    answers = Classifier.load(adapter).predict(asked, base=base)
+    if as_json:
+        typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
+    else:
+        _print_predictions(answers)
+
+
+@app.command()
+def runs() -> None:
+    """List the runs there are, newest first."""
+    from rich.table import Table
+
+    from lorafit.runs import DEFAULT_ROOT, list_runs
+
+    found = list_runs()
+    if not found:
+        typer.echo(f"There are no runs in {DEFAULT_ROOT}/ yet. Start with: lorafit demo")
+        return
+    table = Table("run", "started", "encoder", "data", "texts", "base", "adapted", "time", box=None, pad_edge=False)
+    for run in found:
+        recipe, record, scores = run.recipe, run.record, run.scores
+        test = scores["test"] if scores else None
+        table.add_row(
+            str(run.path),
+            record["created"].replace("T", " ")[:16],
+            recipe.encoder.name,
+            recipe.data.source,
+            f"{record['texts']['train']:,}",
+            f"{test['base']['accuracy']:.4f}" if test else "-",
+            f"{test['adapted']['accuracy']:.4f}" if test else "-",
+            f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
+        )
+    _stdout().print(table)
+
+
+def _chosen_recipe(
+    source: Path, text_column: str | None, label_column: str | None, settings: tuple[str, ...], small: bool
+) -> "Recipe":
+    from lorafit import recipe, tables
+
+    if not tables.is_table(source):
+        if text_column or label_column:
+            raise RecipeError("--text-column and --label-column go with a data file; a recipe names its own columns.")
+        return recipe.load(source, settings, small=small)
+    if small:
+        raise RecipeError("--small goes with a recipe that has a [small] table.")
+    return _recipe_for_file(source, text_column, label_column, settings)
+
+
+def _recipe_for_file(
+    file: Path, text_column: str | None, label_column: str | None, settings: tuple[str, ...]
+) -> "Recipe":
+    """Return a recipe for a data file; columns that were not named are found, and said."""
+    from lorafit import recipe, tables
+
+    if text_column and label_column:
+        return recipe.for_file(file, text_column, label_column, settings)
+    found = tables.guess_columns(tables.read(file), str(file))
+    text_column, label_column = text_column or found.text, label_column or found.label
+    console.say(f"Columns found: texts in {text_column!r}, labels in {label_column!r}.")
+    return recipe.for_file(file, text_column, label_column, settings)
+
+
+def _predict_file(adapter: Path, source: Path, target: Path, text_column: str, base: bool) -> None:
+    """Write the table with the columns `predicted_label` and one `<label>_prob` a label added."""
+    from lorafit import tables
+    from lorafit.predict import Classifier
+
+    tables.refuse_unknown_format(target)
+    table = tables.read(source)
+    texts = tables.column(table, text_column, str(source))
+    classifier = Classifier.load(adapter)
+    added = ["predicted_label", *(f"{label}_prob" for label in classifier.labels)]
+    clash = [name for name in added if name in table.columns]
+    if clash:
+        raise DataError(
+            f"{source} has a column {clash[0]!r} already, which the answers would overwrite. Rename it first."
+        )
+    answers = classifier.predict(texts, base=base)
+    table["predicted_label"] = [answer["label"] for answer in answers]
+    for name in added[1:]:
+        table[name] = [answer[name] for answer in answers]
+    tables.write(table, target)
+    typer.echo(f"Wrote {len(table):,} rows to {target}.")
+
+
+def _lines_of_standard_input() -> list[str]:
+    if sys.stdin.isatty():
+        console.say("One text a line; end with Ctrl-D.")
+    try:
+        lines = sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is not UTF-8 (byte {error.start}).") from None
+    if not lines:
+        raise DataError("No text given: name one, pipe lines in, or use --input FILE --output FILE.")
+    return lines
+
+
+def _print_comparison(comparison: "Comparison") -> None:
+    from rich.table import Table
+
+    from lorafit import report
+
+    record = comparison.as_record()
+    typer.echo("\n".join(report.four_lines(record)) + "\n")
+    table = Table("", "accuracy", "macro F1", "precision", "recall", box=None, pad_edge=False)
+    for who in ("base", "adapted"):
+        table.add_row(who, *(f"{record[who][key]:.4f}" for key in ("accuracy", "f1", "precision", "recall")))
+    _stdout().print(table)
+    typer.echo(f"\non {record['n']:,} test texts; precision and recall are macro averages")
+
+
+def _print_predictions(answers: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    labels = [key.removesuffix("_prob") for key in answers[0] if key.endswith("_prob")]
+    table = Table("label", *(f"{label}_prob" for label in labels), "text", box=None, pad_edge=False)
+    for answer in answers:
+        table.add_row(answer["label"], *(f"{answer[f'{label}_prob']:.3f}" for label in labels), answer["text"])
+    _stdout().print(table)
+
+
+def _stdout() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)

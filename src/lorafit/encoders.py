@@ -1,0 +1,201 @@
+"""A pretrained encoder with a fresh classification head, and what identifies it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from lorafit import bundled, hub, runtime
+from lorafit.errors import EncoderError, nearest
+from lorafit.files import sha256_of
+
+_FILES = [
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+]
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where an encoder lies, and what it is: the Hub's id and revision where it has one, and its weights' SHA-256."""
+
+    name: str
+    folder: Path
+    hub_id: str | None
+    revision: str | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder with a fresh head; `fresh` names the modules that the checkpoint did not hold."""
+
+    model: PreTrainedModel
+    fresh: list[str]
+
+
+def locate(name: str, *, refresh: bool = False) -> Files:
+    """Return the files of an encoder, fetched if need be.
+
+    Args:
+        name: "bundled:minilm", "hub:NAME[@REVISION]", or the path of a folder.
+        refresh: ask the Hub even for what is cached.
+
+    Raises:
+        EncoderError: no such encoder, or a folder that lacks a file.
+        HubError: the Hub does not have it, or can't be reached.
+
+    >>> locate("bundled:minilm").hub_id
+    'sentence-transformers/all-MiniLM-L6-v2'
+    """
+    if name.startswith("bundled:"):
+        found = bundled.encoder(name.removeprefix("bundled:"))
+        return Files(name, found.folder, found.hub_id, found.revision, _weights_sha256(found.folder))
+    if name.startswith("hub:"):
+        snapshot = hub.snapshot(name.removeprefix("hub:"), "model", _FILES, complete=_is_complete, refresh=refresh)
+        return Files(name, snapshot.folder, snapshot.repo, snapshot.revision, _weights_sha256(snapshot.folder))
+    folder = Path(name)
+    if not folder.is_dir():
+        raise EncoderError(
+            f"There is no encoder folder {name!r}. An encoder of the Hub is written hub:{name}; "
+            "bundled:minilm needs no network."
+        )
+    if not _is_complete(folder):
+        raise EncoderError(
+            f"{name} is no complete encoder: it needs config.json, weights as *.safetensors and a tokenizer."
+        )
+    return Files(name, folder, None, None, _weights_sha256(folder))
+
+
+def load_tokenizer(files: Files, max_tokens: int | None = None) -> Any:
+    """Return the encoder's fast tokenizer; whatever truncation and padding its file carries is reset by transformers.
+
+    Raises:
+        EncoderError: no fast tokenizer, no padding token, or `max_tokens` beyond the encoder's window.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise EncoderError(f"{files.name} needs a fast tokenizer with a padding token; it has none.")
+    window = _window(files, tokenizer)
+    if max_tokens is not None and max_tokens > window:
+        raise EncoderError(f"{files.name} reads at most {window} tokens; data.max_tokens is {max_tokens}.")
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Return a hash of everything that decides a text's token ids but for the truncation."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    described |= {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: int = 0) -> Encoder:
+    """Return the encoder with a fresh head for `labels`, in fp32, ready for an adapter.
+
+    Args:
+        files: from `locate`.
+        labels: label names in the order of their ids.
+        dropout: the encoder's own, everywhere in its configuration; "keep" leaves that alone.
+        seed: decides the fresh head, which `predict --base` makes again.
+
+    Raises:
+        EncoderError: transformers knows no classifier for it, or its files are broken.
+    """
+    try:
+        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: label_id for label_id, label in enumerate(labels)}
+        config.problem_type = "single_label_classification"
+        if dropout != "keep":
+            for key in _dropout_keys(config):
+                setattr(config, key, float(dropout))
+        runtime.seed(seed)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            files.folder,
+            config=config,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise EncoderError(
+            f"{files.name} can't be loaded as a text classifier: {str(error).splitlines()[0]}"
+        ) from error
+    if files.hub_id:  # what adapter_config.json will name: never a path of this machine
+        model.config._name_or_path = model.name_or_path = files.hub_id
+    # Found from what loading reports as new, not from a list of names: DistilBERT's pre_classifier, DeBERTa's pooler.
+    fresh = sorted({_fresh_module(key, model, files.name) for key in report["missing_keys"]})
+    return Encoder(model, fresh)
+
+
+def _fresh_module(key: str, model: PreTrainedModel, name: str) -> str:
+    """Return the outermost module of a weight that the checkpoint lacks: the head, or the encoder's own pooler."""
+    prefix = f"{model.base_model_prefix}."
+    module = key.removeprefix(prefix).split(".")[0]
+    if key.startswith(prefix) and module != "pooler":
+        raise EncoderError(f"{name} is no complete encoder: its weights lack {key}.")
+    return module
+
+
+def _dropout_keys(config: Any) -> list[str]:
+    values = config.to_dict()
+    return [key for key, value in values.items() if "dropout" in key and isinstance(value, float)]
+
+
+def _window(files: Files, tokenizer: Any) -> int:
+    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def _is_complete(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        weights = all((folder / shard).is_file() for shard in shards)
+    else:
+        weights = (folder / "model.safetensors").is_file()
+    return weights and (folder / "config.json").is_file() and any((folder / f).is_file() for f in _TOKENIZER_FILES)
+
+
+def _weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the weights; of several files, that of their sums one after the other."""
+    sums = [sha256_of(file) for file in sorted(folder.glob("model*.safetensors"))]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the last part of each linear layer's name, in the order of the encoder, each once."""
+    linear = [name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+
+
+def refuse_unknown_targets(model: PreTrainedModel, targets: list[str], name: str) -> None:
+    """Refuse an adapter target that no linear layer is called.
+
+    Raises:
+        EncoderError: names the target, the layers there are, and the key to set.
+    """
+    known = linear_layers(model)
+    for target in targets:
+        if target not in known:
+            raise EncoderError(
+                f"No layer of {name} is called {target!r}. Its linear layers are {', '.join(known)}. "
+                f"Set adapter.targets.{nearest(target, known)}"
+            )

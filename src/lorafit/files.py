@@ -1,0 +1,77 @@
+"""Files written whole or not at all, what goes wrong then, and what identifies a file."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorafit.errors import LorafitError, StorageError
+
+# Writers below us (safetensors, torch) turn an OSError into an exception of their own; their texts keep the reason.
+_DISK_FULL_SIGNS = (
+    "No space left on device",
+    "os error 28",
+    "file write failed",
+    "PytorchStreamWriter failed",
+)
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into a `StorageError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _disk_full(path) from error
+        if error.errno in _READ_ONLY:
+            raise StorageError(f"{path} can't be written ({error.strerror}). Choose another place.") from error
+        if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+            raise StorageError(f"{path} can't be a folder: a file stands there or on the way to it.") from error
+        raise
+    except LorafitError:
+        raise
+    except Exception as error:
+        if any(sign in str(error) for sign in _DISK_FULL_SIGNS):
+            raise _disk_full(path) from error
+        raise
+
+
+def _disk_full(path: Path) -> StorageError:
+    return StorageError(f"The disk is full: {path} could not be written. Free some space, then run it again.")
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` on a neighbour of `path`, then rename it: a reader sees the old file or the new one, never half.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(unfinished)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    write_atomically(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,107 @@
+"""Snapshots from the Hub: from the local cache where it is there, from the network where it is not.
+
+`huggingface_hub`'s own client does the work, so `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean
+what they mean everywhere.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from lorafit.console import say
+from lorafit.errors import HubError
+from lorafit.files import storing
+
+Kind = Literal["model", "dataset"]
+_KIND_WORDS = {"model": "encoder", "dataset": "data set"}
+_BUNDLED = {"model": "bundled:minilm", "dataset": "bundled:imdb or bundled:rotten-tomatoes"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One revision of a repository, on disk."""
+
+    folder: Path
+    repo: str
+    revision: str  # the commit, 40 hexadecimal digits
+
+
+def snapshot(
+    source: str,
+    kind: Kind,
+    patterns: list[str],
+    *,
+    complete: Callable[[Path], bool],
+    refresh: bool = False,
+) -> Snapshot:
+    """Return `source` ("NAME" or "NAME@REVISION") on disk; the network is asked only for what is not cached.
+
+    Args:
+        source: the repository's name, with a branch, tag or commit after an "@" if it matters.
+        kind: "model" or "dataset".
+        patterns: the files to take.
+        complete: tells whether a cached folder holds all that is needed; another program may have left half of it.
+        refresh: ask the Hub even when a cached copy is there (`lorafit fetch`).
+
+    Raises:
+        HubError: no such repository or revision, no access, or no network and no cached copy.
+    """
+    repo, _, revision = source.partition("@")
+
+    def take(local_files_only: bool) -> Snapshot:
+        folder = Path(
+            snapshot_download(
+                repo,
+                repo_type=kind,
+                revision=revision or None,
+                allow_patterns=patterns,
+                local_files_only=local_files_only,
+            )
+        )
+        return Snapshot(folder, repo, folder.name)
+
+    try:
+        if not refresh:
+            try:
+                cached = take(local_files_only=True)
+                if complete(cached.folder):
+                    return cached
+            except LocalEntryNotFoundError:
+                pass  # not cached, or half of it: the network has the rest
+            say(f"Fetching {_KIND_WORDS[kind]} hub:{source} ...")
+        with storing(Path("the Hub's cache")):
+            fetched = take(local_files_only=False)
+    except Exception as error:
+        raise _explained(error, source, kind) from error
+    if not complete(fetched.folder):
+        raise HubError(f"hub:{source} does not hold what an {_KIND_WORDS[kind]} needs: {', '.join(patterns[:3])} ...")
+    return fetched
+
+
+def _explained(error: Exception, source: str, kind: Kind) -> Exception:
+    """Say in one sentence what the Hub's client met."""
+    words, (repo, _, revision) = _KIND_WORDS[kind], source.partition("@")
+    if isinstance(error, HubError | MemoryError):
+        return error
+    if isinstance(error, GatedRepoError):
+        return HubError(f"hub:{repo} asks for an agreement first: accept it on the Hub, then set HF_TOKEN.")
+    if isinstance(error, RepositoryNotFoundError):
+        return HubError(f"The Hub has no {words} {repo!r}, or it is private: check the name, or set HF_TOKEN.")
+    if isinstance(error, RevisionNotFoundError):
+        return HubError(f"hub:{repo} has no revision {revision!r}.")
+    if isinstance(error, HFValidationError):
+        return HubError(f"{repo!r} is no name of a repository on the Hub: it has the form NAME or ORGANISATION/NAME.")
+    return HubError(
+        f"hub:{source} is not in the cache and the Hub can't be reached ({type(error).__name__}). "
+        f"Run `lorafit fetch RECIPE` once where there is a network, or use {_BUNDLED[kind]}, which needs none."
+    )

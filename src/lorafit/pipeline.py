@@ -1,0 +1,283 @@
+"""The whole flow on one screen: fetch, prepare, train, evaluate. Each step says when its work is already done."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorafit import (
+    adapter,
+    bundle,
+    data,
+    encoders,
+    evaluation,
+    predict,
+    prepared,
+    report,
+    runs,
+    runtime,
+    training,
+)
+from lorafit.console import say
+from lorafit.errors import RunError
+from lorafit.files import sha256_of
+from lorafit.prepared import Prepared
+from lorafit.recipe import Data, Recipe
+from lorafit.runs import Run
+from lorafit.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Everything that training needs, ready."""
+
+    model: Any
+    tokenizer: Any
+    files: encoders.Files
+    prepared: Prepared
+    where: Runtime
+    plan: training.Plan
+
+
+def fetch(recipe: Recipe) -> None:
+    """Cache the recipe's encoder and data, so that the rest runs offline."""
+    files = encoders.locate(recipe.encoder.name, refresh=True)
+    say(f"Encoder: {recipe.encoder.name} in {files.folder}")
+    source = data.open_source(recipe.data.source, refresh=True)
+    say(f"Data: {source.place}, {len(source.table):,} rows")
+    if recipe.data.test_source:
+        test = _open_test(recipe.data)
+        say(f"Test data: {test.place}, {len(test.table):,} rows")
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Return the recipe's splits as token ids: data -> splits -> ids, or what an earlier call made of the same."""
+    tokenizer = encoders.load_tokenizer(encoders.locate(recipe.encoder.name), recipe.data.max_tokens)
+    source = data.open_source(recipe.data.source)
+    test_source = _open_test(recipe.data) if recipe.data.test_source else None
+    key = prepared.key_of(
+        {
+            "data": recipe.data.model_dump(),
+            "seed": recipe.seed,
+            "content": [source.fingerprint, test_source.fingerprint if test_source else ""],
+            "tokenizer": encoders.tokenizer_fingerprint(tokenizer),
+        }
+    )
+    found = prepared.find(key)
+    known = found is not None
+    if found is None:
+        pool = _clean(source, recipe.data, recipe.data.labels)
+        test = _clean(test_source, recipe.data, pool.labels) if test_source else None
+        sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
+        parts = data.split(pool, *sizes, seed=recipe.seed, test=test)
+        found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens)
+    say(f"Data: {found}{'; prepared already, nothing has changed' if known else ''}.")
+    return found
+
+
+def plan(recipe: Recipe) -> training.Plan:
+    """Say what `train` would do, without doing it: parameters, tokens, steps, an estimate of the time."""
+    return _set_up(recipe, prepare(recipe)).plan
+
+
+def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = False) -> Run:
+    """Return a finished run: trained now, or found in its folder.
+
+    Args:
+        recipe: what the run is.
+        out: the run's folder; by default runs/NAME.
+        overwrite: start over in a folder that holds another run, or an unfinished one.
+
+    Raises:
+        RunError: the folder holds an unfinished run, or one of another recipe.
+
+    >>> run = train(recipe.load("recipes/demo.toml"))
+    """
+    path = Path(out) if out else runs.DEFAULT_ROOT / recipe.name
+    found = prepare(recipe)
+    if (path / "run.json").is_file() and not overwrite:
+        return _already_there(runs.open_run(path), recipe, found)
+    setup = _set_up(recipe, found)
+    count = adapter.count(setup.model)
+    run = runs.create(
+        path,
+        recipe,
+        {
+            "prepared": found.key,
+            "texts": {name: len(split) for name, split in found.splits.items()},
+            "parameters": {"trainable": count.trainable, "total": count.total},
+            "tokens": setup.plan.tokens,
+            "runtime": runtime.as_record(setup.where),
+            "machine": runtime.describe_machine(),
+        },
+    )
+    return _fit(run, recipe, setup, resume=None)
+
+
+def resume(path: Path | str) -> Run:
+    """Go on with an unfinished run from its last checkpoint; before the first one, start over and say so."""
+    run = runs.open_run(path)
+    if run.finished:
+        say(f"{run.path} is finished; there is nothing to go on with.")
+        return run
+    recipe = run.recipe
+    found = prepare(recipe)
+    if found.key != run.record["prepared"]:
+        raise RunError(f"The data of {run.path} has changed since it was started. Train it anew with --overwrite.")
+    checkpoint = training.last_checkpoint(run.checkpoints)
+    if checkpoint is None:
+        say(f"{run.path} has no checkpoint yet: it starts over.")
+        (run.path / "history.jsonl").unlink(missing_ok=True)
+    else:
+        say(f"Going on from {checkpoint}.")
+    where = Runtime(**run.record["runtime"])  # the arithmetic it was started with
+    return _fit(run, recipe, _set_up(recipe, found, where), resume=checkpoint)
+
+
+def evaluate(run: Run) -> evaluation.Comparison:
+    """Return base against adapted on the test texts; writes scores.json, report.md and the figures.
+
+    Raises:
+        RunError: the run is not finished.
+    """
+    if not run.finished:
+        raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
+    weights = sha256_of(run.adapter / bundle.WEIGHTS)
+    scores = run.scores
+    if scores is not None and scores["adapter_sha256"] == weights:
+        say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
+    else:
+        test = prepare(run.recipe).test
+        classifier = predict.Classifier.load(
+            run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
+        )
+        base = evaluation.score(classifier.logits(test.tokens, base=True), test.label_ids)
+        adapted = evaluation.score(classifier.logits(test.tokens), test.label_ids)
+        scores = {"test": evaluation.compare(base, adapted, len(test)).as_record(), "adapter_sha256": weights}
+        run.write("scores.json", json.dumps(scores, indent=2) + "\n")
+        report.write(run)
+    return evaluation.Comparison.from_record(scores["test"])
+
+
+def _open_test(settings: Data) -> data.Source:
+    if settings.test_source.startswith("split:"):
+        return data.open_source(settings.source, split=settings.test_source.removeprefix("split:"))
+    return data.open_source(settings.test_source)
+
+
+def _clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
+    return data.clean(
+        source,
+        text=settings.text,
+        label=settings.label,
+        labels=labels,
+        on_empty=settings.on_empty,
+        html=settings.html,
+    )
+
+
+def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
+    """Return the run that stands in the folder if it is this very one and finished; else say what to do."""
+    changed = runs.changed_keys(run.recipe, recipe)
+    if changed:
+        raise RunError(
+            f"{run.path} holds a run of another recipe (it differs in {', '.join(changed)}). "
+            "Choose another folder with --out, or replace it with --overwrite."
+        )
+    if run.record["prepared"] != found.key:
+        raise RunError(f"{run.path} was trained on other data. Choose another --out, or replace it with --overwrite.")
+    if not run.finished:
+        raise RunError(f"{run.path} is unfinished. Go on with: lorafit train --resume {run.path}")
+    say(f"{run.path} is trained already, with this recipe and data.")
+    return run
+
+
+def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _Setup:
+    """Load the encoder, attach the adapter, and say what is going to happen."""
+    where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
+    files = encoders.locate(recipe.encoder.name)
+    tokenizer = encoders.load_tokenizer(files, recipe.data.max_tokens)
+    encoder = encoders.load(files, found.labels, dropout=recipe.encoder.dropout, seed=recipe.seed)
+    encoders.refuse_unknown_targets(encoder.model, recipe.adapter.targets, files.name)
+    model = adapter.attach(
+        encoder.model,
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        dropout=recipe.adapter.dropout,
+        targets=recipe.adapter.targets,
+        fresh=encoder.fresh,
+        revision=files.revision,
+    )
+    planned = training.plan(
+        model, found.train.tokens, found.train.label_ids, recipe.training, tokenizer.pad_token_id, where
+    )
+    say(f"Encoder: {files.name}; {adapter.count(model)} train.")
+    say(f"Labels: {', '.join(found.labels)}")
+    say(
+        f"Training: {planned.tokens:,} tokens in {planned.steps:,} steps, {recipe.training.epochs} epochs; "
+        f"about {_duration(planned.estimated_seconds)} on {where}."
+    )
+    return _Setup(model, tokenizer, files, found, where, planned)
+
+
+def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
+    """Train, save the bundle, and close the run's record."""
+    pad_id, found = setup.tokenizer.pad_token_id, setup.prepared
+
+    def validate(model: Any) -> dict[str, float]:
+        logits = predict.logits(model, found.validation.tokens, pad_id, setup.where, "Validating")
+        scores = evaluation.score(logits, found.validation.label_ids)
+        return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
+
+    outcome = training.fit(
+        setup.model,
+        found.train.tokens,
+        found.train.label_ids,
+        recipe.training,
+        validate=validate,
+        log=run.log,
+        checkpoints=run.checkpoints,
+        pad_id=pad_id,
+        where=setup.where,
+        seed=recipe.seed,
+        chance=float(np.bincount(found.validation.label_ids).max() / len(found.validation)),
+        validation_texts=len(found.validation),
+        resume=resume,
+    )
+    bundle.save(run.adapter, setup.model, setup.tokenizer, _manifest(recipe, setup))
+    run.update(
+        state=runs.FINISHED,
+        best_epoch=outcome.best_epoch,
+        best_validation_accuracy=outcome.best_accuracy,
+        steps=outcome.steps,
+        seconds=round(outcome.seconds, 1),
+        peak_memory_bytes=runtime.peak_memory_bytes(),
+        adapter_bytes=(run.adapter / bundle.WEIGHTS).stat().st_size,
+    )
+    say(
+        f"Trained in {_duration(outcome.seconds)}: best validation accuracy {outcome.best_accuracy:.4f} in epoch "
+        f"{outcome.best_epoch}. The adapter lies in {run.adapter}."
+    )
+    return run
+
+
+def _manifest(recipe: Recipe, setup: _Setup) -> bundle.Manifest:
+    files = setup.files
+    source = files.name
+    if source.startswith("hub:"):
+        source = f"hub:{files.hub_id}@{files.revision}"
+    return bundle.Manifest(
+        base=bundle.Base(source=source, id=files.hub_id, revision=files.revision, sha256=files.sha256),
+        labels=setup.prepared.labels,
+        max_tokens=recipe.data.max_tokens,
+        seed=recipe.seed,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,310 @@
+"""What a run is: the validated recipe. One setting, one home; its meaning stands beneath it.
+
+A recipe is a TOML file. Keys that this version does not serve are refused, never ignored.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from lorafit.errors import RecipeError, nearest
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Size = PositiveInt | Share
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, StringConstraints(min_length=1)]
+OFF = 0
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Data(_Table):
+    """Which texts and labels, and how they are split."""
+
+    source: Name = "bundled:imdb"
+    """bundled:imdb, bundled:rotten-tomatoes, hub:NAME[@REVISION], or the path of a CSV, TSV, JSONL or Parquet file."""
+    text: Name = "text"
+    """The column with the texts."""
+    label: Name = "label"
+    """The column with the labels: strings or integers."""
+    labels: list[Name] = []
+    """Label names in the order of their ids; empty: the source's own names, or those found, sorted."""
+    train_size: Size = 0.7
+    """A number of texts (an integer), or a share of what there is (a float)."""
+    validation_size: Size = 0.15
+    """The texts on which the best epoch is chosen."""
+    test_size: Size = 0.15
+    """The texts that are looked at once, at the end."""
+    test_source: str = ""
+    """"split:NAME" of a Hub data set, or a source of its own; empty: the test is split from `source`."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longer texts are cut to this many tokens, special tokens included."""
+    long_text: Literal["head"] = "head"
+    """Which part of a long text is kept."""
+    on_empty: Literal["refuse", "drop"] = "refuse"
+    """What happens to rows with an empty text."""
+    html: Literal["keep", "strip"] = "keep"
+    """"strip" takes tags such as <br /> out of the texts."""
+
+
+class Encoder(_Table):
+    """The pretrained encoder under the adapter."""
+
+    name: Name = "bundled:minilm"
+    """bundled:minilm, hub:NAME[@REVISION], or the path of a folder."""
+    pooling: Literal["first"] = "first"
+    """The encoder's own head, over its first token: plain PEFT reads it."""
+    dropout: Rate | Literal["keep"] = 0.0
+    """The encoder's own dropout while the adapter trains; "keep" leaves its configuration alone."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """"auto" takes bf16 where this machine measures it faster."""
+
+
+class Adapter(_Table):
+    """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: PositiveInt = 8
+    """The inner width r of the two factors."""
+    alpha: Annotated[float, Field(gt=0)] = 16
+    """The update is scaled by alpha / rank."""
+    dropout: Rate = 0.0
+    """Dropout on the adapter's input."""
+    targets: Annotated[list[Name], Field(min_length=1)] = ["query", "value"]
+    """Names of the linear layers that get an adapter."""
+
+
+class Training(_Table):
+    """How the adapter is trained."""
+
+    epochs: PositiveInt = 4
+    """Passes over the training texts."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """The peak rate. LoRA needs about ten times that of full fine-tuning."""
+    batch_size: PositiveInt = 16
+    """Texts a step."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after the warm-up."""
+    warmup: Rate = 0.06
+    """Share of the steps in which the rate rises to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decay of the trained weights."""
+    select_by: Literal["accuracy"] = "accuracy"
+    """The validation score that chooses the best epoch; ties go to the lower loss."""
+    early_stopping: Annotated[int, Field(ge=0)] = OFF
+    """Stop after this many epochs without gain; 0 = off."""
+    checkpoint_every: PositiveInt | Literal["epoch"] = "epoch"
+    """"epoch", or a number of steps."""
+    report_to: list[Name] = []
+    """transformers' trackers: tensorboard, mlflow, wandb, ..."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 = all cores."""
+
+
+class Recipe(_Table):
+    """A run: seed, data, encoder, adapter, training.
+
+    >>> Recipe().adapter.rank
+    8
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w][\w.-]*$")] = "run"
+    """The run folder's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides splits, fresh head, adapter and the order of the texts."""
+    data: Data = Data()
+    encoder: Encoder = Encoder()
+    adapter: Adapter = Adapter()
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> "Recipe":
+        repeated = {name for name in self.data.labels if self.data.labels.count(name) > 1}
+        if repeated or len(self.data.labels) == 1:
+            raise ValueError(f"data.labels needs at least two names, each once; it is {self.data.labels}")
+        return self
+
+
+def load(path: Path | str, overrides: tuple[str, ...] = (), *, small: bool = False) -> Recipe:
+    """Return the recipe in a TOML file, with overrides such as ``"adapter.rank=4"`` applied.
+
+    Args:
+        path: the TOML file.
+        overrides: `table.key=value`, the value written as in TOML; a bare word is a string.
+        small: apply the recipe's own ``[small]`` table; the run's name gets the ending "-small".
+
+    Raises:
+        RecipeError: no such file, a TOML fault, an unknown key, a wrong type or an impossible value.
+
+    >>> load("recipes/demo.toml", ("adapter.rank=4",)).adapter.rank
+    4
+    """
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"There is no recipe {path}.") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise RecipeError(f"{path} can't be read as a recipe: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}), so it is no TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}.") from None
+    changes = values.pop("small", None)
+    if small:
+        if not isinstance(changes, dict):
+            raise RecipeError(f"{path} has no [small] table, so --small has no meaning for it.")
+        values = _merged(values, changes)
+        values["name"] = f"{values.get('name', path.stem)}-small"
+    values.setdefault("name", path.stem)
+    return from_values(values, overrides, place=str(path))
+
+
+def from_values(values: dict[str, Any], overrides: tuple[str, ...] = (), *, place: str = "recipe") -> Recipe:
+    """Return the recipe made of plain nested values; `place` names it in errors.
+
+    >>> from_values({"adapter": {"rank": 4}}).adapter.rank
+    4
+    """
+    for override in overrides:
+        values = _merged(values, _parsed(override))
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{place}: {_explained(error)}") from None
+
+
+def for_file(file: Path, text: str, label: str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Return a recipe with the defaults for a data file; its name is the file's.
+
+    >>> for_file(Path("reviews.csv"), "review", "sentiment").name
+    'reviews'
+    """
+    name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.") or "run"
+    values = {"name": name, "data": {"source": str(file), "text": text, "label": label}}
+    return from_values(values, overrides, place=str(file))
+
+
+def shipped(name: str) -> Path:
+    """Return the path of a recipe that comes with lorafit, installed or in a checkout."""
+    installed = Path(__file__).parent / "recipes"
+    folder = installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+    return folder / f"{name}.toml"
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Return the recipe with every key written out, as TOML."""
+    return tomli_w.dumps(recipe.model_dump())
+
+
+def to_commented_toml(recipe: Recipe, title: str) -> str:
+    """Return the recipe as TOML to edit: under `title`, every key with its meaning behind it."""
+    lines = [f"# {title}", ""]
+    tables = []
+    for name, field in Recipe.model_fields.items():
+        value = getattr(recipe, name)
+        if isinstance(value, _Table):
+            tables += [
+                "",
+                f"[{name}]",
+                *(_commented(key, getattr(value, key), info) for key, info in _fields(value)),
+            ]
+        else:
+            lines.append(_commented(name, value, field))
+    return "\n".join(lines + tables) + "\n"
+
+
+def _fields(table: _Table) -> list[tuple[str, FieldInfo]]:
+    return list(type(table).model_fields.items())
+
+
+def _commented(key: str, value: Any, field: FieldInfo) -> str:
+    written = tomli_w.dumps({key: value}, multiline_strings=False).strip().replace("\n", "")
+    return f"{written:<36}  # {field.description}"
+
+
+def _parsed(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"An override has the form table.key=value; this one is {override!r}.")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word such as hub:bert-base-cased
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, change in changes.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, change) if isinstance(old, dict) and isinstance(change, dict) else change
+    return merged
+
+
+def _explained(error: ValidationError) -> str:
+    """Say the first fault in one line: the place, the fault, and the nearest right name."""
+    fault = error.errors()[0]
+    place = [str(part) for part in fault["loc"] if str(part) in _KEYS or fault["type"] == "extra_forbidden"]
+    key = ".".join(place)
+    if fault["type"] == "extra_forbidden":
+        return f"{key} is no key of a recipe.{_suggestion(place)}"
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    return f"{key} = {_as_toml(fault['input'])}: {_needed(key, error)}."
+
+
+def _suggestion(place: list[str]) -> str:
+    table, leaf = ".".join(place[:-1]), place[-1]
+    here = {key.removeprefix(f"{table}.") for key in _PATHS if key.startswith(f"{table}.")} if table else set(_PATHS)
+    elsewhere = [key for key in _PATHS if key.endswith(f".{leaf}")]
+    if elsewhere:
+        return f" Did you mean '{elsewhere[0]}'?"
+    close = nearest(leaf, sorted(here))
+    return close.replace("'", f"'{table}.", 1) if table else close
+
+
+def _needed(key: str, error: ValidationError) -> str:
+    """Join what each branch of a type asks for, such as "at least 1" or "one of 'auto', 'bf16', 'fp32'"."""
+    wants: list[str] = []
+    for fault in error.errors():
+        same_key = ".".join(str(part) for part in fault["loc"] if str(part) in _KEYS) == key
+        if not same_key:
+            continue
+        if fault["type"] == "literal_error":
+            want = f"it can be {fault['ctx']['expected']}"
+        else:
+            want = fault["msg"][0].lower() + fault["msg"][1:].replace("Input should", "it should")
+            want = want.replace("input should", "it should")
+        if want not in wants:
+            wants.append(want)
+    return ", or ".join(wants)
+
+
+def _as_toml(value: Any) -> str:
+    try:
+        return tomli_w.dumps({"v": value}).removeprefix("v = ").strip() if not isinstance(value, dict) else "{...}"
+    except TypeError:
+        return repr(value)
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found += _paths(field.annotation, f"{prefix}{name}.")
+    return found
+
+
+_PATHS = _paths(Recipe)
+_KEYS = {part for path in _PATHS for part in path.split(".")}

@@ -1,0 +1,142 @@
+"""Device, precision, threads and seed: chosen once, with the reason; and what this machine is."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import psutil
+import torch
+
+from lorafit.files import write_text
+
+BF16_GAIN_NEEDED = 1.2  # bf16 rounds to 8 bits; below this gain fp32 is the better bargain
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how the arithmetic is done. `reason` says how the precision was found."""
+
+    device: str
+    precision: str
+    threads: int
+    reason: str
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which a forward pass runs: bf16 autocast, or nothing in fp32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device, torch.bfloat16)
+        return nullcontext()
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} threads" if self.device == "cpu" else ""
+        return f"{self.device}{threads}, {self.precision} ({self.reason})"
+
+
+def choose(precision: str = "auto", threads: int = 0) -> Runtime:
+    """Choose the device, set the number of threads, and settle the precision.
+
+    Args:
+        precision: "fp32", "bf16", or "auto": bf16 where a short matrix product measures it faster.
+        threads: CPU threads; 0 means one for each core that this process may use.
+
+    >>> choose(precision="fp32", threads=1).threads
+    1
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    threads = threads or _usable_cores()
+    torch.set_num_threads(threads)
+    if precision != "auto":
+        return Runtime(device, precision, threads, "as asked for")
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+        return Runtime(device, "bf16" if fast else "fp32", threads, "what this GPU supports")
+    gain = _bf16_gain(threads)
+    return Runtime(device, "bf16" if gain >= BF16_GAIN_NEEDED else "fp32", threads, f"bf16 measured {gain:.1f}x fp32")
+
+
+def seed(number: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, so that a fresh head and an adapter start the same."""
+    from transformers import set_seed
+
+    set_seed(number)
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be made again: prepared data and measurements. `LORAFIT_CACHE` moves it."""
+    return Path(os.environ.get("LORAFIT_CACHE") or platformdirs.user_cache_dir("lorafit"))
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory this process has held, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return versions and machine, for the record that stands beside every number."""
+    packages = ("lorafit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": _usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def as_record(runtime: Runtime) -> dict[str, Any]:
+    """Return the choice as plain values, for `run.json`."""
+    return asdict(runtime)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        named = {key.strip(): value.strip() for key, value in fields.items()}
+        return " ".join(named.get(key, "") for key in ("model name", "cpu family", "model")).strip()
+    return platform.processor() or platform.machine()
+
+
+def _bf16_gain(threads: int) -> float:
+    """Return how many times faster bf16 is; measured once for this processor, torch and number of threads.
+
+    Kept on disk because the answer decides the arithmetic: two runs on one machine must not get two answers.
+    """
+    kept = cache_dir() / "bf16_gain.json"
+    key = f"{_processor()} | torch {torch.__version__} | {threads} threads"
+    verdicts = json.loads(kept.read_text()) if kept.exists() else {}
+    if key not in verdicts:
+        verdicts[key] = round(_seconds_per_product(torch.float32) / _seconds_per_product(torch.bfloat16), 2)
+        write_text(kept, json.dumps(verdicts, indent=2))
+    return float(verdicts[key])
+
+
+def _seconds_per_product(dtype: torch.dtype) -> float:
+    """Time the product at the heart of an encoder layer (tokens x width x feed-forward): the median of nine."""
+    left, right = torch.randn(2048, 384).to(dtype), torch.randn(384, 1536).to(dtype)
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[3:]))

@@ -1,0 +1,203 @@
+"""CSV, TSV, JSONL and Parquet: read into columns of plain values, and written again.
+
+A CSV cell is text and nothing else: "NA" and "null" are words, an empty cell is an empty text. JSONL and Parquet
+keep their own types, so a missing value there is None.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lorafit.errors import DataError, StorageError, nearest
+from lorafit.files import write_atomically
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+MOST_LABELS = 150
+_TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "message", "body")
+_LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "y")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns in which texts and labels stand."""
+
+    text: str
+    label: str
+
+
+def is_table(path: Path | str) -> bool:
+    """Tell whether the name is that of a data file."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def read(file: Path) -> pd.DataFrame:
+    """Return the table in a data file, one row a text.
+
+    Raises:
+        DataError: no such file, an unknown format, no rows, bytes that are not UTF-8, or a broken file.
+    """
+    suffix = _suffix(file)
+    if not file.is_file():
+        raise DataError(f"There is no file {file}.")
+    try:
+        table = _READERS[suffix](file)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file} is not UTF-8 (byte {error.start}: 0x{error.object[error.start]:02x}). "
+            f"Convert it first, for example: iconv -f LATIN1 -t UTF-8 {file.name} > utf8{suffix}"
+        ) from None
+    except PermissionError:
+        raise DataError(f"{file} can't be read: permission denied.") from None
+    except pd.errors.EmptyDataError:
+        raise DataError(f"{file} is empty.") from None
+    except (pd.errors.ParserError, OSError, ValueError) as error:
+        raise DataError(f"{file} can't be read as {suffix[1:].upper()}: {str(error).strip()}.") from error
+    if table.empty:
+        raise DataError(f"{file} holds no rows.")
+    return table
+
+
+def column(table: pd.DataFrame, name: str, place: str) -> list[Any]:
+    """Return one column as plain Python values; missing ones are None.
+
+    Raises:
+        DataError: there is no such column; the text shows those there are.
+    """
+    if name not in table.columns:
+        names = [str(column) for column in table.columns]
+        raise DataError(f"{place} has no column {name!r}; its columns are {', '.join(names)}.{nearest(name, names)}")
+    values = table[name].astype(object)
+    plain: list[Any] = values.where(values.notna(), None).tolist()
+    return plain
+
+
+def refuse_unknown_format(file: Path) -> None:
+    """Refuse a file name whose ending lorafit can't write, before any work.
+
+    Raises:
+        DataError: an unknown format.
+    """
+    _suffix(file)
+
+
+def write(table: pd.DataFrame, file: Path) -> None:
+    """Write a table to a data file, whole or not at all.
+
+    Raises:
+        DataError: an unknown format.
+        StorageError: a disk that is full or not writable.
+    """
+    write_table = _WRITERS[_suffix(file)]
+    if file.is_dir():
+        raise StorageError(f"{file} is a folder; name a file.")
+    write_atomically(file, lambda path: write_table(table, path))
+
+
+def guess_columns(table: pd.DataFrame, place: str) -> Columns:
+    """Find the columns with texts and labels: by their usual names first, then by what they hold.
+
+    Raises:
+        DataError: no column looks like texts, or none like labels.
+    """
+    values = {str(name): column(table, str(name), place) for name in table.columns}
+    texts = [name for name, cells in values.items() if _looks_like_text(cells)]
+    if not texts:
+        raise DataError(f"{place}: no column looks like texts. Name it with --text-column; {_what_there_is(values)}.")
+    text = _best(texts, _TEXT_NAMES, key=lambda name: _mean_length(values[name]))
+    labels = [name for name, cells in values.items() if name != text and _looks_like_labels(cells)]
+    if not labels:
+        raise DataError(
+            f"{place}: no column looks like labels (2 to {MOST_LABELS} repeated values). "
+            f"Name it with --label-column; {_what_there_is(values)}."
+        )
+    return Columns(text, _best(labels, _LABEL_NAMES, key=lambda name: -len(set(values[name]))))
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a cell holds a number, be it as text."""
+    if isinstance(value, bool) or value is None:
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _suffix(file: Path) -> str:
+    suffix = file.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{file} has an unknown format; lorafit reads and writes {', '.join(SUFFIXES)}.")
+    return suffix
+
+
+def _read_separated(separator: str) -> Callable[[Path], pd.DataFrame]:
+    def read_file(file: Path) -> pd.DataFrame:
+        # index_col=False: a row with more cells than the header is a fault, not an unnamed index.
+        table: pd.DataFrame = pd.read_csv(
+            file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+        )
+        return table
+
+    return read_file
+
+
+def _read_jsonl(file: Path) -> pd.DataFrame:
+    rows = []
+    with file.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f'line {number} holds no object such as {{"text": ..., "label": ...}}')
+            rows.append(row)
+    return pd.DataFrame(rows, dtype=object)
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": _read_separated(","),
+    ".tsv": _read_separated("\t"),
+    ".jsonl": _read_jsonl,
+    ".parquet": pd.read_parquet,
+}
+_WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
+    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
+    ".parquet": lambda table, path: table.to_parquet(path, index=False),
+}
+
+
+def _best(names: list[str], usual: tuple[str, ...], key: Callable[[str], float]) -> str:
+    known = [name for wanted in usual for name in names if name.lower() == wanted]
+    return known[0] if known else max(names, key=key)
+
+
+def _looks_like_text(cells: list[Any]) -> bool:
+    strings = [cell for cell in cells if isinstance(cell, str)]
+    mostly_strings = len(strings) > len(cells) / 2
+    return mostly_strings and len(set(strings)) > 1 and not all(is_number(cell) for cell in strings)
+
+
+def _looks_like_labels(cells: list[Any]) -> bool:
+    try:
+        distinct = set(cells) - {None, ""}
+    except TypeError:  # lists and objects are no labels
+        return False
+    return 2 <= len(distinct) <= min(MOST_LABELS, max(2, len(cells) // 2))
+
+
+def _mean_length(cells: list[Any]) -> float:
+    return sum(len(str(cell)) for cell in cells) / max(len(cells), 1)
+
+
+def _what_there_is(values: dict[str, list[Any]]) -> str:
+    return f"the columns are {', '.join(values)}"

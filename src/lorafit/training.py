@@ -1,0 +1,371 @@
+"""Train adapter and head: a thin subclass of transformers' Trainer.
+
+Ours are the order of the texts, the choice of the best epoch, and the guards; the loop, the optimizer, the schedule,
+trackers and checkpoints are transformers'.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+import numpy as np
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from lorafit import adapter
+from lorafit.console import bar
+from lorafit.errors import LorafitWarning, RecipeError
+from lorafit.files import storing, write_text
+from lorafit.recipe import Training
+from lorafit.runtime import Runtime
+from lorafit.tokens import Tokens, pad
+
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_BATCHES_SORTED_TOGETHER = 32
+CHECKPOINTS_KEPT = 2
+
+Validate = Callable[[torch.nn.Module], dict[str, float]]
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training is going to do, said before it starts."""
+
+    steps: int
+    tokens: int  # of all epochs, padding not counted
+    estimated_seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training did. The model holds the best epoch's weights."""
+
+    best_accuracy: float
+    best_epoch: int
+    steps: int
+    seconds: float
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of texts of like length, in an order that is a pure function of (seed, epoch, lengths).
+
+    32 batches' worth of shuffled texts are sorted by length and cut into batches, whose order is shuffled again: little
+    padding, and a resumed run meets the very batches that it would have met.
+
+    >>> sorted(sum(LengthGroupedBatches(np.array([3, 1, 2]), batch_size=2), []))
+    [0, 1, 2]
+    """
+
+    drop_last = False
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; accelerate calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        shuffled = random.permutation(len(self.lengths))
+        together = self.batch_size * _BATCHES_SORTED_TOGETHER
+        batches: list[list[int]] = []
+        for start in range(0, len(shuffled), together):
+            some = shuffled[start : start + together]
+            some = some[np.argsort(-self.lengths[some], kind="stable")]
+            batches += [some[at : at + self.batch_size].tolist() for at in range(0, len(some), self.batch_size)]
+        yield from (batches[place] for place in random.permutation(len(batches)))
+
+
+def plan(
+    model: PeftModel, tokens: Tokens, label_ids: np.ndarray, settings: Training, pad_id: int, where: Runtime
+) -> Plan:
+    """Return steps, tokens and an estimate of the time, from two texts of median length trained and thrown away."""
+    steps = math.ceil(len(tokens) / settings.batch_size) * settings.epochs
+    middle = np.argsort(tokens.lengths, kind="stable")[len(tokens) // 2 :][:2].tolist()
+    batch = _collate(middle, tokens, label_ids, pad_id)
+    model.to(where.device).train()
+    seconds = []
+    with torch.random.fork_rng():  # dropout must not move the generators that training starts from
+        for _ in range(3):
+            start = time.perf_counter()
+            with where.autocast():
+                loss = model(**{key: value.to(where.device) for key, value in batch.items()}).loss
+            loss.backward()
+            seconds.append(time.perf_counter() - start)
+            model.zero_grad()
+    all_tokens = int(tokens.lengths.sum()) * settings.epochs
+    return Plan(steps, all_tokens, min(seconds) * all_tokens / int(batch["attention_mask"].sum()))
+
+
+def fit(
+    model: PeftModel,
+    tokens: Tokens,
+    label_ids: np.ndarray,
+    settings: Training,
+    *,
+    validate: Validate,
+    log: Log,
+    checkpoints: Path,
+    pad_id: int,
+    where: Runtime,
+    seed: int = 0,
+    chance: float = 0.5,
+    validation_texts: int = 1,
+    resume: Path | None = None,
+) -> Outcome:
+    """Train the model's adapter and head in place; it ends with the weights of the best epoch.
+
+    Args:
+        model: from `adapter.attach`.
+        tokens: the training texts.
+        label_ids: their label ids.
+        settings: the recipe's table ``[training]``.
+        validate: gives "accuracy" and "loss" (and what else is worth keeping) of the model on the validation texts.
+        log: is given one line a step and one a validation.
+        checkpoints: the folder for checkpoints and the best weights so far.
+        pad_id: the tokenizer's padding id.
+        where: device and precision.
+        seed: decides the order of the texts, and dropout.
+        chance: the share of the commonest class, for the guard.
+        validation_texts: how many validation texts there are, for the guard.
+        resume: a checkpoint to go on from.
+
+    Raises:
+        RecipeError: a tracker that is not installed.
+        StorageError: a disk that is full or not writable.
+    """
+    start = time.perf_counter()
+    guard = _Guard(chance, validation_texts, adapter.trained_weights(model))
+    best = _Best(checkpoints / "best", keep=resume is not None)
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(settings, checkpoints, where, seed),
+        train_dataset=_Rows(len(tokens)),
+        eval_dataset=_Rows(validation_texts),  # Trainer insists on one; `evaluate` below is what looks
+        data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
+        callbacks=[EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    batches = LengthGroupedBatches(tokens.lengths, settings.batch_size, seed)
+    trainer.hand_over(batches, validate=validate, log=log, best=best, guard=guard)
+    with ExitStack() as stack:
+        advance = stack.enter_context(bar("Training", total=len(batches) * settings.epochs))
+        trainer.add_callback(_Progress(advance))
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    best.restore(model)
+    return Outcome(best.accuracy, best.epoch, trainer.state.global_step, time.perf_counter() - start)
+
+
+def last_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole, or None."""
+    whole = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / "trainer_state.json").is_file()]
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+class _Rows(Dataset[int]):
+    """Text numbers as a data set: what they stand for is looked up when a batch is made."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:
+    return pad(tokens, rows, pad_id) | {"labels": torch.from_numpy(label_ids[rows])}
+
+
+def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int) -> TrainingArguments:
+    every_epoch = settings.checkpoint_every == "epoch"
+    try:
+        return TrainingArguments(
+            output_dir=str(checkpoints),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type=_SCHEDULES[settings.schedule],
+            warmup_steps=settings.warmup,  # below 1: a share of all steps
+            weight_decay=settings.weight_decay,
+            bf16=where.precision == "bf16",
+            use_cpu=where.device == "cpu",
+            seed=seed,
+            eval_strategy="epoch",
+            eval_on_start=True,  # with B at zero this is the base: the line that the accuracy starts from
+            metric_for_best_model="accuracy",
+            greater_is_better=True,
+            save_strategy="epoch" if every_epoch else "steps",
+            save_steps=500 if every_epoch else settings.checkpoint_every,
+            save_total_limit=CHECKPOINTS_KEPT,
+            logging_strategy="steps",
+            logging_steps=1,
+            report_to=settings.report_to or "none",
+            label_names=["labels"],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=where.device != "cpu",
+        )
+    except (ImportError, ValueError) as error:
+        raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
+
+
+class _Trainer(Trainer):
+    """Trainer with our batches, our validation, our choice of the best epoch, and our history."""
+
+    control: TrainerControl
+
+    def hand_over(
+        self, batches: LengthGroupedBatches, *, validate: Validate, log: Log, best: "_Best", guard: "_Guard"
+    ) -> None:
+        """Take what Trainer's own constructor has no place for."""
+        self._batches, self._validate, self._log, self._best, self._guard = (
+            batches,
+            validate,
+            log,
+            best,
+            guard,
+        )
+        self._tokens_since_log = 0
+        self._last_log = time.perf_counter()
+
+    def get_train_dataloader(self) -> DataLoader[int]:
+        loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
+        prepared: DataLoader[int] = self.accelerator.prepare(loader)
+        return prepared
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._tokens_since_log += int(inputs["attention_mask"].sum())
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write the step's line, then let Trainer tell its trackers."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            logs["tokens_per_second"] = self._tokens_since_log / (now - self._last_log)
+            self._tokens_since_log, self._last_log = 0, now
+            self._log({"step": self.state.global_step, "epoch": self.state.epoch} | logs)
+        super().log(logs, start_time)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validate, keep the weights when they are the best so far, and look whether something is wrong."""
+        scores = self._validate(self.model)
+        epoch = round(self.state.epoch or 0)
+        self._log({"step": self.state.global_step, "epoch": epoch, "validation": scores})
+        if epoch > 0:
+            self._best.offer(self.model, scores["accuracy"], scores["loss"], epoch)
+            self._guard.look(self.model, scores["accuracy"], epoch)
+        metrics = {f"eval_{name}": value for name, value in scores.items()}
+        super().log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._last_log = time.perf_counter()  # validation is no part of a step
+        return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with storing(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
+
+
+class _Progress(TrainerCallback):
+    """Moves our progress bar."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+
+    def on_train_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
+        self._advance(state.global_step)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._advance(1)
+
+
+class _Best:
+    """The best weights so far, on disk: by validation accuracy, then by lower loss."""
+
+    def __init__(self, folder: Path, *, keep: bool) -> None:
+        self._folder = folder
+        self._facts: dict[str, float] = {}
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif (folder / "best.json").is_file():
+            self._facts = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+
+    @property
+    def accuracy(self) -> float:
+        return self._facts["accuracy"]
+
+    @property
+    def epoch(self) -> int:
+        return int(self._facts["epoch"])
+
+    def offer(self, model: torch.nn.Module, accuracy: float, loss: float, epoch: int) -> None:
+        """Keep these weights if they are better than what is kept."""
+        if self._facts and (accuracy, -loss) <= (self._facts["accuracy"], -self._facts["loss"]):
+            return
+        with storing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {k: v.contiguous().cpu() for k, v in adapter.trained_weights(model).items()},
+                self._weights(epoch),
+            )
+            facts = {"accuracy": accuracy, "loss": loss, "epoch": epoch}
+            write_text(self._folder / "best.json", json.dumps(facts))
+            for other in self._folder.glob("epoch-*"):
+                if other != self._weights(epoch):
+                    other.unlink()
+        self._facts = facts
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """Put the best weights back into the model."""
+        model.load_state_dict(load_file(self._weights(self.epoch)), strict=False)
+
+    def _weights(self, epoch: int) -> Path:
+        return self._folder / f"epoch-{epoch}.safetensors"
+
+
+class _Guard:
+    """Speaks up at the end of an epoch when training does not do what training should."""
+
+    def __init__(self, chance: float, texts: int, start: dict[str, torch.Tensor]) -> None:
+        # Two standard errors above always guessing the commonest class: less is within luck.
+        self._chance = chance + 2 * math.sqrt(chance * (1 - chance) / texts)
+        self._start = start
+
+    def look(self, model: torch.nn.Module, accuracy: float, epoch: int) -> None:
+        """Warn if accuracy is still at chance, or if no trainable weight has moved."""
+        now = adapter.trained_weights(model)
+        if all(torch.equal(now[name].cpu(), self._start[name].cpu()) for name in now):
+            warn(
+                f"After epoch {epoch} no trainable weight has moved. Is training.learning_rate too small?",
+                LorafitWarning,
+                stacklevel=2,
+            )
+        elif accuracy <= self._chance:
+            warn(
+                f"After epoch {epoch} validation accuracy is {accuracy:.3f}, no better than guessing the commonest "
+                "label. LoRA often needs a higher training.learning_rate (about 1e-3); check the labels too.",
+                LorafitWarning,
+                stacklevel=2,
+            )

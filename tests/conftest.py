@@ -1,0 +1,170 @@
+"""What the tests share: a tiny real encoder, small learnable data, a Hub on loopback, and the command line in-process."""
+
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.hub_server import HubServer
+
+# Before any of the libraries is imported: they read these once.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="lorafit-tests-"))
+HUB = HubServer(_SCRATCH / "hub")
+os.environ |= {
+    "LORAFIT_CACHE": str(_SCRATCH / "cache"),
+    "HF_HOME": str(_SCRATCH / "hf"),
+    "HF_ENDPOINT": HUB.url,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+os.environ.pop("HF_TOKEN", None)
+
+GOOD = ("good", "great", "fine", "lovely", "warm", "bright")
+BAD = ("bad", "awful", "dull", "poor", "cold", "grim")
+FILLER = ("the", "film", "was", "a", "story", "and", "its", "people", "with", "music", "of", "it", "in", "that")
+
+
+def texts_and_labels(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Return distinct texts whose label stands in their words; the numbers in them make them distinct."""
+    chance = random.Random(seed)
+    texts, labels = [], []
+    for number in range(count):
+        label = number % 2
+        words = chance.choices(FILLER, k=chance.randint(2, 24)) + chance.choices(GOOD if label else BAD, k=3)
+        chance.shuffle(words)
+        texts.append(" ".join([*words, str(number)]))
+        labels.append(label)
+    return texts, labels
+
+
+def make_tiny_encoder(folder: Path, *, carry_truncation: int | None = None) -> Path:
+    """Write a two-layer BertModel and a WordPiece tokenizer trained on our words."""
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wordpiece = BertWordPieceTokenizer()
+    wordpiece.train_from_iterator(texts_and_labels(400)[0], vocab_size=400, min_frequency=1, show_progress=False)
+    if carry_truncation:
+        wordpiece.enable_truncation(carry_truncation)
+        wordpiece.enable_padding(length=carry_truncation)
+    wordpiece.save(str(folder / "tokenizer.json"))
+    tokenizer = BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=wordpiece.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_csv(file: Path, texts: list[str], labels: list[object], header: str = "text,label") -> Path:
+    """Write texts and labels as they are, quoted."""
+    quoted = [f'"{text}",{label}' for text, label in zip(texts, labels, strict=True)]
+    file.write_text("\n".join([header, *quoted]) + "\n", encoding="utf-8")
+    return file
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def hub() -> HubServer:
+    return HUB
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_encoder(tmp_path_factory.mktemp("encoders") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts, labels = texts_and_labels(200)
+    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", texts, ["neg pos".split()[n] for n in labels])
+
+
+@pytest.fixture
+def tiny_recipe(tiny: Path, reviews: Path) -> Callable[..., object]:
+    """Build a recipe that learns the small data in a second or two; keyword tables override it."""
+    from lorafit import recipe
+
+    def build(**tables: dict[str, object]) -> recipe.Recipe:
+        values: dict[str, dict[str, object]] = {
+            "data": {"source": str(reviews), "train_size": 120, "validation_size": 40, "test_size": 40, "max_tokens": 64},
+            "encoder": {"name": str(tiny), "precision": "fp32"},
+            "adapter": {"targets": ["query", "value"]},
+            "training": {"epochs": 3, "learning_rate": 2e-2, "batch_size": 8},
+        }
+        for name, table in tables.items():
+            values[name] = {**values.get(name, {}), **table} if isinstance(table, dict) else table
+        return recipe.from_values({"name": "tiny", **values})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished and evaluated run on the tiny encoder, to read from."""
+    from lorafit import pipeline, recipe
+
+    path = tmp_path_factory.mktemp("trained") / "runs" / "tiny"
+    made = recipe.from_values(
+        {
+            "name": "tiny",
+            "data": {"source": str(reviews), "train_size": 120, "validation_size": 40, "test_size": 40, "max_tokens": 64},
+            "encoder": {"name": str(tiny), "precision": "fp32"},
+            "training": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8},
+        }
+    )
+    pipeline.evaluate(pipeline.train(made, path))
+    return path
+
+
+@pytest.fixture
+def cli(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[..., Said]]:
+    """Run the command line in this process, in an empty folder."""
+    from lorafit import cli as command_line
+    from lorafit import console
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object, stdin: str | bytes | None = None) -> Said:
+        import io
+
+        monkeypatch.setattr(sys, "argv", ["lorafit", *map(str, arguments)])
+        raw = stdin.encode() if isinstance(stdin, str) else (stdin or b"")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+        capfd.readouterr()
+        code = 0
+        try:
+            command_line.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        said = capfd.readouterr()
+        return Said(code, said.out, said.err)
+
+    yield run
+    monkeypatch.setattr(console._stderr, "quiet", False)

@@ -1,0 +1,158 @@
+"""Encoders and data sets from a Hub: a small HTTP server on loopback, through huggingface_hub's own client."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lorafit import data, encoders
+from lorafit.errors import DataError, HubError
+from tests.conftest import Said, make_tiny_encoder, texts_and_labels
+from tests.hub_server import HubServer
+
+Cli = Callable[..., Said]
+ROOT = Path(__file__).parents[1]
+
+_CARD = """---
+configs:
+- config_name: plain_text
+  default: true
+  data_files:
+  - split: train
+    path: plain_text/train-*
+  - split: test
+    path: plain_text/test-*
+dataset_info:
+  config_name: plain_text
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': neg
+          '1': pos
+---
+"""
+
+
+def publish_imdb(hub: HubServer, train: int, test: int) -> None:
+    """Publish a data set in the very shape of stanfordnlp/imdb."""
+    folder = hub.folder("datasets", "stanfordnlp/imdb")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "plain_text").mkdir(parents=True)
+    (folder / "README.md").write_text(_CARD)
+    texts, labels = texts_and_labels(train + test)
+    for name, part in (("train", slice(0, train)), ("test", slice(train, None))):
+        table = pd.DataFrame({"text": texts[part], "label": labels[part]})
+        table.to_parquet(folder / "plain_text" / f"{name}-00000-of-00001.parquet", index=False)
+
+
+@pytest.fixture(scope="module")
+def published(hub: HubServer) -> HubServer:
+    for name in ("bert-base-cased", "bert-base-uncased", "acme/tiny"):
+        make_tiny_encoder(hub.folder("models", name))
+    (hub.folder("models", "acme/tiny") / "pytorch_model.bin").write_bytes(b"a pickle that must not travel")
+    publish_imdb(hub, 300, 200)
+    return hub
+
+
+def test_an_encoder_is_fetched_once_and_then_nothing_is_asked(published: HubServer) -> None:
+    files = encoders.locate("hub:acme/tiny")
+    assert (files.hub_id, files.revision) == ("acme/tiny", published.revision("models", "acme/tiny"))
+    assert not (files.folder / "pytorch_model.bin").exists()
+    asked = len(published.requests)
+    assert encoders.locate("hub:acme/tiny") == files
+    assert encoders.locate(f"hub:acme/tiny@{files.revision}").folder == files.folder
+    assert len(published.requests) == asked
+    encoders.locate("hub:acme/tiny", refresh=True)
+    assert len(published.requests) > asked
+
+
+def test_half_an_encoder_in_the_cache_is_completed(published: HubServer) -> None:
+    files = encoders.locate("hub:acme/tiny")
+    (files.folder / "model.safetensors").unlink()
+    assert (encoders.locate("hub:acme/tiny").folder / "model.safetensors").is_file()
+
+
+def test_what_the_hub_does_not_have_is_said(published: HubServer) -> None:
+    with pytest.raises(HubError, match="The Hub has no encoder 'acme/none', or it is private"):
+        encoders.locate("hub:acme/none")
+    with pytest.raises(HubError, match="hub:acme/tiny has no revision 'v9'"):
+        encoders.locate("hub:acme/tiny@v9")
+    with pytest.raises(HubError, match="is no name of a repository on the Hub"):
+        encoders.locate("hub:a/b/c")
+
+
+def test_an_encoder_without_safetensors_is_refused(published: HubServer) -> None:
+    folder = make_tiny_encoder(published.folder("models", "acme/pickled"))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(HubError, match="hub:acme/pickled does not hold what an encoder needs"):
+        encoders.locate("hub:acme/pickled")
+
+
+def test_a_data_set_keeps_its_splits_and_its_label_names(published: HubServer) -> None:
+    train = data.open_source("hub:stanfordnlp/imdb")
+    assert (len(train.table), train.label_names) == (300, ["neg", "pos"])
+    test = data.clean(data.open_source("hub:stanfordnlp/imdb", split="test"))
+    assert (len(test), test.labels) == (200, ["neg", "pos"])
+    with pytest.raises(DataError, match="has no split 'tset'; its splits are train, test. Did you mean 'test'"):
+        data.open_source("hub:stanfordnlp/imdb", split="tset")
+
+
+def _offline(tmp_path: Path, arguments: list[str], hf_home: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process whose Hub does not answer."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": hf_home, "COLUMNS": "200"}
+    command = [sys.executable, "-m", "lorafit", *arguments]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_without_a_network_what_was_fetched_runs_and_the_rest_says_what_to_do(
+    published: HubServer, cli: Cli, tmp_path: Path
+) -> None:
+    made = tmp_path / "offline.toml"
+    made.write_text(
+        '[data]\nsource = "hub:stanfordnlp/imdb"\ntest_source = "split:test"\nmax_tokens = 64\ntest_size = 50\n'
+        'train_size = 100\nvalidation_size = 50\n[encoder]\nname = "hub:acme/tiny"\n[training]\nepochs = 1\n'
+    )
+    fetched = cli("fetch", made)
+    assert fetched.code == 0, fetched.err
+    assert _offline(tmp_path, ["train", str(made)], os.environ["HF_HOME"]).returncode == 0
+    for source in ("data.source=hub:acme/other", "encoder.name=hub:acme/other"):
+        said = _offline(tmp_path, ["train", str(made), "-s", source, "--out", "runs/other"], os.environ["HF_HOME"])
+        assert said.returncode == 2, said.stderr
+        assert "hub:acme/other is not in the cache and the Hub can't be reached" in said.stderr
+        assert "lorafit fetch RECIPE" in said.stderr
+        assert "bundled:" in said.stderr
+        assert "Traceback" not in said.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags"), [("imdb-bert-base-cased", []), ("imdb-bert-base-uncased", ["--small"])]
+)
+def test_the_two_bert_recipes_run_whole_on_a_stand_in_encoder(
+    name: str, flags: list[str], published: HubServer, cli: Cli
+) -> None:
+    """The recipes as they are shipped; only the window is the stand-in's."""
+    publish_imdb(published, 4600, 2100)
+    said = cli("train", ROOT / "recipes" / f"{name}.toml", *flags, "-s", "data.max_tokens=64")
+    assert said.code == 0, said.err
+    run = Path("runs") / f"{name}{'-small' if flags else ''}"
+    assert cli("evaluate", run).code == 0
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["test"]["n"] == (2000 if flags else 300)
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == name.removeprefix("imdb-")
+    assert len(cli("predict", run, "A film to remember.", "--json").out) > 0

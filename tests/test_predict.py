@@ -1,0 +1,50 @@
+"""A classifier answers in order, with names, and only about texts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lorafit import Classifier
+from lorafit.errors import BundleError, DataError
+from tests.conftest import texts_and_labels
+
+
+def test_an_answer_has_the_text_a_probability_a_label_and_the_label(trained: Path) -> None:
+    answers = Classifier.load(trained, precision="fp32").predict(["a good great lovely film", "a bad awful dull film"])
+    assert [list(answer) for answer in answers] == [["text", "neg_prob", "pos_prob", "label"]] * 2
+    assert [answer["label"] for answer in answers] == ["pos", "neg"]
+    for answer in answers:
+        assert answer["neg_prob"] + answer["pos_prob"] == pytest.approx(1)
+        assert answer[f"{answer['label']}_prob"] > 0.5
+
+
+def test_answers_come_in_the_order_of_the_texts_whatever_their_lengths(trained: Path) -> None:
+    classifier = Classifier.load(trained / "adapter", precision="fp32")
+    texts, _ = texts_and_labels(50, seed=9)
+    alone = [classifier.predict([text])[0] for text in texts]
+    together = classifier.predict(texts)
+    assert [answer["text"] for answer in together] == texts
+    np.testing.assert_allclose([a["pos_prob"] for a in together], [a["pos_prob"] for a in alone], atol=1e-5)
+
+
+def test_the_base_answers_with_its_untrained_head_the_same_each_time(trained: Path) -> None:
+    texts, _ = texts_and_labels(4)
+    first = Classifier.load(trained, precision="fp32").predict(texts, base=True)
+    second = Classifier.load(trained, precision="fp32").predict(texts, base=True)
+    assert first == second
+    assert first != Classifier.load(trained, precision="fp32").predict(texts)
+
+
+def test_no_texts_give_no_answers_and_other_things_are_refused(trained: Path) -> None:
+    classifier = Classifier.load(trained)
+    assert classifier.predict([]) == []
+    with pytest.raises(DataError, match="Text 2 is empty"):
+        classifier.predict(["a", " "])
+    with pytest.raises(DataError, match="Text 1 is of type int"):
+        classifier.predict([3])  # type: ignore[list-item]
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no adapter of lorafit"):
+        Classifier.load(tmp_path)

@@ -1,0 +1,80 @@
+"""A recipe says what a run is, and refuses everything else in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from lorafit import recipe
+from lorafit.errors import RecipeError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"adapter": {"rnk": 1}}, "adapter.rnk is no key of a recipe. Did you mean 'adapter.rank'?"),
+        ({"rank": 1}, "rank is no key of a recipe. Did you mean 'adapter.rank'?"),
+        ({"trainig": {}}, "trainig is no key of a recipe. Did you mean 'training'?"),
+        ({"adapter": {"rank": 0}}, "adapter.rank = 0: it should be greater than 0."),
+        ({"adapter": {"rank": "8"}}, 'adapter.rank = "8": it should be a valid integer.'),
+        ({"encoder": {"pooling": "mean"}}, "encoder.pooling = \"mean\": it can be 'first'."),
+        ({"training": {"learning_rate": "3e-4"}}, 'training.learning_rate = "3e-4": it should be a valid number.'),
+        ({"data": {"train_size": 1.5}}, "data.train_size = 1.5: it should be a valid integer, or it should be less"),
+        ({"data": {"labels": ["a", "a"]}}, "data.labels needs at least two names, each once; it is ['a', 'a']"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place_and_what_is_right(values: dict[str, object], sentence: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        recipe.from_values(values)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_toml_faults_say_where(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text('name = "a"\n[data\n')
+    with pytest.raises(RecipeError, match=r"broken.toml is not valid TOML: .*line 2"):
+        recipe.load(tmp_path / "broken.toml")
+    with pytest.raises(RecipeError, match="There is no recipe"):
+        recipe.load(tmp_path / "missing.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "caf\xe9"')
+    with pytest.raises(RecipeError, match="not UTF-8 text .byte 11."):
+        recipe.load(tmp_path / "latin.toml")
+
+
+def test_overrides_are_toml_values_and_bare_words_are_strings() -> None:
+    made = recipe.from_values({}, ("adapter.rank=4", "encoder.name=hub:bert-base-cased", "training.learning_rate=3e-4"))
+    assert (made.adapter.rank, made.encoder.name, made.training.learning_rate) == (4, "hub:bert-base-cased", 3e-4)
+    with pytest.raises(RecipeError, match=r"table.key=value; this one is 'adapter.rank'"):
+        recipe.from_values({}, ("adapter.rank",))
+
+
+def test_small_applies_its_own_table_and_renames_the_run() -> None:
+    path = ROOT / "recipes" / "imdb-bert-base-uncased.toml"
+    small = recipe.load(path, small=True)
+    assert (small.data.train_size, small.data.test_size, small.name) == (4000, 2000, "imdb-bert-base-uncased-small")
+    with pytest.raises(RecipeError, match=r"has no \[small\] table"):
+        recipe.load(ROOT / "recipes" / "imdb-bert-base-cased.toml", small=True)
+
+
+def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    made = recipe.from_values({"name": "x", "data": {"labels": ['a "quoted" one', "ü"]}, "training": {"epochs": 7}})
+    for text in (recipe.to_toml(made), recipe.to_commented_toml(made, "to edit")):
+        (tmp_path / "x.toml").write_text(text, encoding="utf-8")
+        assert recipe.load(tmp_path / "x.toml") == made
+
+
+def test_project_a_stands_to_the_letter() -> None:
+    made = recipe.load(ROOT / "recipes" / "imdb-bert-base-cased.toml")
+    assert made.adapter == recipe.Adapter(rank=1, alpha=1, dropout=0.1, targets=["query", "value"])
+    assert (made.data.train_size, made.data.validation_size, made.data.test_size) == (1400, 300, 300)
+    training = made.training
+    assert (training.epochs, training.learning_rate, training.batch_size) == (25, 5e-5, 8)
+    assert (training.warmup, training.schedule, made.encoder.dropout) == (0.0, "linear", "keep")
+
+
+def test_every_shipped_recipe_loads() -> None:
+    names = {file.stem for file in (ROOT / "recipes").glob("*.toml")}
+    assert names == {"demo", "imdb-bert-base-cased", "imdb-bert-base-uncased"}
+    for name in names:
+        assert recipe.load(recipe.shipped(name)).name == name

@@ -1,0 +1,69 @@
+"""Data files are read as what they are, and a broken one is named."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lorafit import tables
+from lorafit.errors import DataError, StorageError
+
+
+@pytest.mark.parametrize("suffix", tables.SUFFIXES)
+def test_what_is_written_is_read_again(suffix: str, tmp_path: Path) -> None:
+    texts = ['a "quoted", one', "two\nlines", "\ttab", "émoji 🎬 \U00020000", "NA", "null"]
+    table = pd.DataFrame({"text": texts, "label": [str(n) for n in range(6)]})
+    tables.write(table, tmp_path / f"table{suffix}")
+    back = tables.read(tmp_path / f"table{suffix}")
+    assert tables.column(back, "text", "") == texts
+    assert tables.column(back, "label", "") == table["label"].tolist()
+
+
+def test_a_missing_column_shows_those_there_are(tmp_path: Path) -> None:
+    table = pd.DataFrame({"review": ["a"], "sentiment": ["b"]})
+    with pytest.raises(DataError, match="f.csv has no column 'reviews'; its columns are review, sentiment. Did you mean"):
+        tables.column(table, "reviews", "f.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("empty.csv", b"", "is empty"),
+        ("header.csv", b"text,label\n", "holds no rows"),
+        ("latin.csv", "text,label\ncafé,a\n".encode("latin1"), "is not UTF-8 (byte 14: 0xe9). Convert it first"),
+        ("ragged.csv", b"text,label\na,b\nc,d,e,f\n", "line 3"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
+        ("list.jsonl", b"[1, 2]\n", "line 1 holds no object"),
+        ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
+        ("notes.docx", b"", "unknown format; lorafit reads and writes .csv, .tsv, .jsonl, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(
+    name: str, content: bytes, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as error:
+        tables.read(tmp_path / name)
+    assert sentence in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no file"):
+        tables.read(tmp_path / "missing.csv")
+
+
+def test_writing_over_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(StorageError, match="is a folder"):
+        tables.write(pd.DataFrame({"a": [1]}), tmp_path / "folder.csv")
+
+
+def test_columns_are_found_by_name_and_by_content() -> None:
+    imdb = pd.DataFrame({"review": ["a long one", "another"] * 5, "sentiment": ["positive", "negative"] * 5})
+    assert tables.guess_columns(imdb, "") == tables.Columns("review", "sentiment")
+    odd = pd.DataFrame({"id": range(10), "q": [f"some words {n}" for n in range(10)], "kind": ["x", "y"] * 5})
+    assert tables.guess_columns(odd, "") == tables.Columns("q", "kind")
+    with pytest.raises(DataError, match=r"no column looks like labels .* the columns are id, q"):
+        tables.guess_columns(odd[["id", "q"]], "f.csv")
+    with pytest.raises(DataError, match="no column looks like texts"):
+        tables.guess_columns(odd[["id"]], "f.csv")

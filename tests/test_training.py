@@ -1,0 +1,247 @@
+"""Only adapter and head learn, the same way every time, and the best epoch is what stays."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lorafit import adapter, encoders, pipeline, predict, runs, runtime, tokens, training
+from lorafit.errors import EncoderError, LorafitWarning, RecipeError, RunError
+from lorafit.recipe import Training
+from tests.conftest import texts_and_labels
+
+FP32 = runtime.Runtime("cpu", "fp32", 2, "for the test")
+
+
+def attached(tiny: Path, seed: int = 0, **lora: Any) -> tuple[Any, Any]:
+    files = encoders.locate(str(tiny))
+    encoder = encoders.load(files, ["neg", "pos"], seed=seed)
+    return adapter.attach(encoder.model, fresh=encoder.fresh, **lora), encoders.load_tokenizer(files)
+
+
+def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: Any) -> training.Outcome:
+    texts, labels = texts_and_labels(64)
+    encoded = tokens.encode(texts, tokenizer, 64)
+    accuracies = iter(more.pop("accuracies", []))
+
+    def validate(model: Any) -> dict[str, float]:
+        accuracy = next(accuracies, 1.0)
+        return {"accuracy": accuracy if isinstance(accuracy, float) else accuracy[0], "loss": 1.0} | (
+            {} if isinstance(accuracy, float) else {"loss": accuracy[1]}
+        )
+
+    return training.fit(
+        model,
+        encoded,
+        np.array(labels),
+        settings,
+        validate=more.pop("validate", validate),
+        log=more.pop("log", lambda line: None),
+        checkpoints=folder,
+        pad_id=tokenizer.pad_token_id,
+        where=FP32,
+        validation_texts=64,
+        **more,
+    )
+
+
+FEW = Training(epochs=2, learning_rate=2e-2, batch_size=16)
+
+
+def test_only_adapter_and_head_train_and_the_base_stays_bit_equal(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainable = set(adapter.trained_weights(model))
+    assert trainable == {name for name in before if "lora_" in name or "modules_to_save" in name}
+    fit(model, tokenizer, tmp_path, FEW)
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]) is (name not in trainable), name
+
+
+def test_an_adapter_before_training_and_one_switched_off_answer_as_the_base(tiny: Path, tmp_path: Path) -> None:
+    files = encoders.locate(str(tiny))
+    base = encoders.load(files, ["neg", "pos"]).model.eval()
+    model, tokenizer = attached(tiny)
+    encoded = tokens.encode(texts_and_labels(8)[0], tokenizer, 64)
+    expected = predict.logits(base, encoded, tokenizer.pad_token_id, FP32)
+    assert np.array_equal(predict.logits(model, encoded, tokenizer.pad_token_id, FP32), expected)
+    fit(model, tokenizer, tmp_path, FEW)
+    assert not np.allclose(predict.logits(model, encoded, tokenizer.pad_token_id, FP32), expected)
+    with model.disable_adapter():
+        assert np.array_equal(predict.logits(model, encoded, tokenizer.pad_token_id, FP32), expected)
+
+
+def test_one_seed_gives_the_same_weights_and_another_one_others(tiny: Path, tmp_path: Path) -> None:
+    def weights(seed: int, folder: str) -> dict[str, torch.Tensor]:
+        model, tokenizer = attached(tiny, seed=seed, dropout=0.1)
+        fit(model, tokenizer, tmp_path / folder, FEW, seed=seed)
+        return adapter.trained_weights(model)
+
+    first, second, other = weights(0, "a"), weights(0, "b"), weights(1, "c")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if "lora_A" in name)
+
+
+def test_padding_changes_nothing(tiny: Path) -> None:
+    model, tokenizer = attached(tiny)
+    texts, _ = texts_and_labels(20)
+    together = predict.logits(model, tokens.encode(texts, tokenizer, 64), tokenizer.pad_token_id, FP32)
+    alone = [predict.logits(model, tokens.encode([t], tokenizer, 64), tokenizer.pad_token_id, FP32)[0] for t in texts]
+    np.testing.assert_allclose(together, np.array(alone), atol=1e-5)
+
+
+def test_the_order_is_a_pure_function_of_seed_epoch_and_lengths() -> None:
+    lengths = np.random.default_rng(0).integers(5, 500, 1000)
+
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        batches = training.LengthGroupedBatches(lengths, 16, seed)
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1) != order(1, 1)
+    assert sorted(row for batch in order(0, 3) for row in batch) == list(range(1000))
+    computed = sum(len(batch) * lengths[batch].max() for batch in order(0, 0))
+    assert computed < 1.1 * lengths.sum()  # random batches of 16 would compute twice as much
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(0.7, 1.0), (0.9, 1.0), (0.8, 0.1)], 2),  # accuracy first
+        ([(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),  # then the lower loss
+        ([(0.9, 0.5), (0.9, 0.5), (0.8, 0.1)], 1),  # then the earlier one
+    ],
+)
+def test_the_best_epoch_is_what_stays(scores: list[tuple[float, float]], best: int, tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    seen: list[dict[str, torch.Tensor]] = []
+    given = iter([(0.5, 1.0), *scores])
+
+    def validate(model: Any) -> dict[str, float]:
+        seen.append(adapter.trained_weights(model))
+        accuracy, loss = next(given)
+        return {"accuracy": accuracy, "loss": loss}
+
+    outcome = fit(model, tokenizer, tmp_path, FEW.model_copy(update={"epochs": 3}), validate=validate)
+    assert outcome.best_epoch == best
+    now = adapter.trained_weights(model)
+    assert all(torch.equal(now[name], seen[best][name]) for name in now)
+
+
+def test_early_stopping_stops_after_epochs_without_gain(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    settings = FEW.model_copy(update={"epochs": 9, "early_stopping": 2})
+    outcome = fit(model, tokenizer, tmp_path, settings, accuracies=[0.5, 0.9, 0.8, 0.8, 0.8, 0.95])
+    assert (outcome.steps, outcome.best_epoch) == (3 * 4, 1)
+
+
+def test_accuracy_at_chance_is_said(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    settings = FEW.model_copy(update={"epochs": 1})
+    with pytest.warns(LorafitWarning, match=r"After epoch 1 validation accuracy is 0.550, no better than guessing"):
+        fit(model, tokenizer, tmp_path, settings, accuracies=[0.5, 0.55])
+
+
+def test_weights_that_did_not_move_are_said(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    settings = FEW.model_copy(update={"epochs": 1, "learning_rate": 1e-30})
+    with pytest.warns(LorafitWarning, match="no trainable weight has moved"):
+        fit(model, tokenizer, tmp_path, settings)
+
+
+def test_the_history_has_a_line_a_step_and_a_line_a_validation(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    lines: list[dict[str, Any]] = []
+    fit(model, tokenizer, tmp_path, FEW, log=lines.append)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 9))
+    assert all(line["tokens_per_second"] > 0 and line["learning_rate"] >= 0 for line in steps)
+    assert [line["epoch"] for line in lines if "validation" in line] == [0, 1, 2]
+
+
+def test_planning_leaves_weights_and_random_state_alone(tiny: Path) -> None:
+    model, tokenizer = attached(tiny, dropout=0.5)
+    texts, labels = texts_and_labels(64)
+    before, state = adapter.trained_weights(model), torch.random.get_rng_state()
+    encoded = tokens.encode(texts, tokenizer, 64)
+    planned = training.plan(model, encoded, np.array(labels), FEW, tokenizer.pad_token_id, FP32)
+    assert (planned.steps, planned.tokens) == (8, 2 * int(encoded.lengths.sum()))
+    assert planned.estimated_seconds > 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(weight, before[name]) for name, weight in adapter.trained_weights(model).items())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_target_that_no_layer_is_called_is_refused(tiny_recipe: Callable[..., Any]) -> None:
+    with pytest.raises(EncoderError) as error:
+        pipeline.plan(tiny_recipe(adapter={"targets": ["querry"]}))
+    assert "is called 'querry'. Its linear layers are query, key, value, dense." in str(error.value)
+    assert "Set adapter.targets. Did you mean 'query'?" in str(error.value)
+
+
+def test_the_encoders_own_dropout_is_a_setting(tiny: Path) -> None:
+    files = encoders.locate(str(tiny))
+
+    def rates(dropout: float | str) -> set[float]:
+        model = encoders.load(files, ["a", "b"], dropout=dropout).model
+        return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert rates("keep") == {0.1}
+    assert rates(0.0) == {0.0}
+    assert rates(0.25) == {0.25}
+
+
+def test_an_interrupted_run_goes_on_to_the_very_same_weights(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny_recipe(adapter={"dropout": 0.1}, training={"checkpoint_every": 4})
+    whole = pipeline.train(made, tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    log = runs.Run.log
+
+    def log_and_die(run: runs.Run, line: dict[str, Any]) -> None:
+        log(run, line)
+        if line.get("step") == 22:
+            raise Killed
+
+    monkeypatch.setattr(runs.Run, "log", log_and_die)
+    with pytest.raises(Killed):
+        pipeline.train(made, tmp_path / "killed")
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="is unfinished. Go on with: lorafit train --resume"):
+        pipeline.train(made, tmp_path / "killed")
+    with pytest.raises(RunError, match="is not finished. Go on with: lorafit train --resume"):
+        pipeline.evaluate(runs.open_run(tmp_path / "killed"))
+    resumed = pipeline.resume(tmp_path / "killed")
+    weights = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (whole, resumed)]
+    assert weights[0] == weights[1]
+    steps = [line["step"] for line in resumed.history if "loss" in line]
+    assert steps == [*range(1, 23), *range(21, 46)]  # the checkpoint is that of step 20
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = tiny_recipe(training={"epochs": 1})
+    whole = pipeline.train(made, tmp_path / "whole")
+    killed = pipeline.train(made, tmp_path / "killed")
+    for part in ("checkpoints", "adapter"):
+        __import__("shutil").rmtree(killed.path / part)
+    killed.update(state="training")
+    resumed = pipeline.resume(killed.path)
+    assert "it starts over" in capfd.readouterr().err
+    assert (resumed.adapter / "adapter_model.safetensors").read_bytes() == (
+        whole.adapter / "adapter_model.safetensors"
+    ).read_bytes()
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="training: .*nosuchtracker"):
+        pipeline.train(tiny_recipe(training={"report_to": ["nosuchtracker"]}), tmp_path / "run")
