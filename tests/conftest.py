@@ -1,4 +1,4 @@
-"""What the tests share: a tiny real encoder, small learnable data, a Hub on loopback, and the command line in-process."""
+"""What the tests share: a tiny real encoder, learnable data, a Hub on loopback, the command line in this process."""
 
 import os
 import random
@@ -25,6 +25,8 @@ os.environ |= {
 }
 os.environ.pop("HF_TOKEN", None)
 
+PRAISE = "the film was good great fine lovely warm bright and lovely music"
+BLAME = "the film was bad awful dull poor cold grim and awful music"
 GOOD = ("good", "great", "fine", "lovely", "warm", "bright")
 BAD = ("bad", "awful", "dull", "poor", "cold", "grim")
 FILLER = ("the", "film", "was", "a", "story", "and", "its", "people", "with", "music", "of", "it", "in", "that")
@@ -36,25 +38,34 @@ def texts_and_labels(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
     texts, labels = [], []
     for number in range(count):
         label = number % 2
-        words = chance.choices(FILLER, k=chance.randint(2, 24)) + chance.choices(GOOD if label else BAD, k=3)
+        words = chance.choices(FILLER, k=chance.randint(2, 20)) + chance.choices(GOOD if label else BAD, k=8)
         chance.shuffle(words)
         texts.append(" ".join([*words, str(number)]))
         labels.append(label)
     return texts, labels
 
 
-def make_tiny_encoder(folder: Path, *, carry_truncation: int | None = None) -> Path:
-    """Write a two-layer BertModel and a WordPiece tokenizer trained on our words."""
+def make_tiny_encoder(folder: Path) -> Path:
+    """Write a two-layer BertModel and a WordPiece tokenizer that knows our words, letters and digits."""
     import torch
     from tokenizers import BertWordPieceTokenizer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
-    wordpiece = BertWordPieceTokenizer()
-    wordpiece.train_from_iterator(texts_and_labels(400)[0], vocab_size=400, min_frequency=1, show_progress=False)
-    if carry_truncation:
-        wordpiece.enable_truncation(carry_truncation)
-        wordpiece.enable_padding(length=carry_truncation)
+    marks = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *GOOD,
+        *BAD,
+        *FILLER,
+        *marks,
+        *(f"##{mark}" for mark in marks),
+    ]
+    wordpiece = BertWordPieceTokenizer(vocab={word: place for place, word in enumerate(dict.fromkeys(words))})
     wordpiece.save(str(folder / "tokenizer.json"))
     tokenizer = BertTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), model_max_length=64)
     tokenizer.save_pretrained(folder)
@@ -66,6 +77,7 @@ def make_tiny_encoder(folder: Path, *, carry_truncation: int | None = None) -> P
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=64,
+        initializer_range=0.2,  # random weights this large tell words apart, so that there is something to learn from
     )
     BertModel(config).save_pretrained(folder)
     return folder
@@ -100,7 +112,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts, labels = texts_and_labels(200)
-    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", texts, ["neg pos".split()[n] for n in labels])
+    return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", texts, [["neg", "pos"][n] for n in labels])
 
 
 @pytest.fixture
@@ -110,7 +122,13 @@ def tiny_recipe(tiny: Path, reviews: Path) -> Callable[..., object]:
 
     def build(**tables: dict[str, object]) -> recipe.Recipe:
         values: dict[str, dict[str, object]] = {
-            "data": {"source": str(reviews), "train_size": 120, "validation_size": 40, "test_size": 40, "max_tokens": 64},
+            "data": {
+                "source": str(reviews),
+                "train_size": 120,
+                "validation_size": 40,
+                "test_size": 40,
+                "max_tokens": 64,
+            },
             "encoder": {"name": str(tiny), "precision": "fp32"},
             "adapter": {"targets": ["query", "value"]},
             "training": {"epochs": 3, "learning_rate": 2e-2, "batch_size": 8},
@@ -131,7 +149,13 @@ def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory)
     made = recipe.from_values(
         {
             "name": "tiny",
-            "data": {"source": str(reviews), "train_size": 120, "validation_size": 40, "test_size": 40, "max_tokens": 64},
+            "data": {
+                "source": str(reviews),
+                "train_size": 120,
+                "validation_size": 40,
+                "test_size": 40,
+                "max_tokens": 64,
+            },
             "encoder": {"name": str(tiny), "precision": "fp32"},
             "training": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8},
         }
@@ -167,4 +191,4 @@ def cli(
         return Said(code, said.out, said.err)
 
     yield run
-    monkeypatch.setattr(console._stderr, "quiet", False)
+    console._stderr.quiet = False

@@ -139,9 +139,7 @@ def test_without_a_network_what_was_fetched_runs_and_the_rest_says_what_to_do(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "flags"), [("imdb-bert-base-cased", []), ("imdb-bert-base-uncased", ["--small"])]
-)
+@pytest.mark.parametrize(("name", "flags"), [("imdb-bert-base-cased", []), ("imdb-bert-base-uncased", ["--small"])])
 def test_the_two_bert_recipes_run_whole_on_a_stand_in_encoder(
     name: str, flags: list[str], published: HubServer, cli: Cli
 ) -> None:

@@ -7,11 +7,11 @@ import pytest
 
 from lorafit import Classifier
 from lorafit.errors import BundleError, DataError
-from tests.conftest import texts_and_labels
+from tests.conftest import BLAME, PRAISE, texts_and_labels
 
 
 def test_an_answer_has_the_text_a_probability_a_label_and_the_label(trained: Path) -> None:
-    answers = Classifier.load(trained, precision="fp32").predict(["a good great lovely film", "a bad awful dull film"])
+    answers = Classifier.load(trained, precision="fp32").predict([PRAISE, BLAME])
     assert [list(answer) for answer in answers] == [["text", "neg_prob", "pos_prob", "label"]] * 2
     assert [answer["label"] for answer in answers] == ["pos", "neg"]
     for answer in answers:

@@ -21,7 +21,9 @@ def test_what_is_written_is_read_again(suffix: str, tmp_path: Path) -> None:
 
 def test_a_missing_column_shows_those_there_are(tmp_path: Path) -> None:
     table = pd.DataFrame({"review": ["a"], "sentiment": ["b"]})
-    with pytest.raises(DataError, match="f.csv has no column 'reviews'; its columns are review, sentiment. Did you mean"):
+    with pytest.raises(
+        DataError, match="f.csv has no column 'reviews'; its columns are review, sentiment. Did you mean"
+    ):
         tables.column(table, "reviews", "f.csv")
 
 

@@ -1,14 +1,16 @@
 """Texts become ids once, uncut up to the window, and are padded only in a batch."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from lorafit import encoders, prepared, tokens
 from lorafit.errors import EncoderError, StorageError
-from tests.conftest import make_tiny_encoder, texts_and_labels
+from tests.conftest import texts_and_labels
 
 
 def test_ids_are_the_tokenizers_own(tiny: Path) -> None:
@@ -22,7 +24,11 @@ def test_ids_are_the_tokenizers_own(tiny: Path) -> None:
 
 
 def test_truncation_and_padding_that_a_tokenizer_file_carries_change_nothing(tiny: Path, tmp_path: Path) -> None:
-    carrying = make_tiny_encoder(tmp_path / "carrying", carry_truncation=6)
+    carrying = Path(shutil.copytree(tiny, tmp_path / "carrying"))
+    written = tokenizers.Tokenizer.from_file(str(carrying / "tokenizer.json"))
+    written.enable_truncation(6)
+    written.enable_padding(length=6)
+    written.save(str(carrying / "tokenizer.json"))
     texts, _ = texts_and_labels(20)
     plain = tokens.encode(texts, encoders.load_tokenizer(encoders.locate(str(tiny))), 64)
     other = tokens.encode(texts, encoders.load_tokenizer(encoders.locate(str(carrying))), 64)

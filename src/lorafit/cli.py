@@ -63,11 +63,6 @@ def main() -> None:
         except LorafitError as error:
             console.complain("Error", str(error), "red")
             sys.exit(2)
-        except KeyboardInterrupt:
-            console.complain("Interrupted", "what was finished is kept.", "yellow")
-            sys.exit(130)
-        except BrokenPipeError:  # the reader, such as `head`, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(asked: bool) -> None:

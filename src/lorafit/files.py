@@ -14,8 +14,9 @@ from lorafit.errors import LorafitError, StorageError
 _DISK_FULL_SIGNS = (
     "No space left on device",
     "os error 28",
-    "file write failed",
-    "PytorchStreamWriter failed",
+    "iostream error",
+    "inline_container",
+    "PytorchStreamWriter",
 )
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}

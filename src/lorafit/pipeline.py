@@ -20,7 +20,7 @@ from lorafit import (
     runtime,
     training,
 )
-from lorafit.console import say
+from lorafit.console import complain, say
 from lorafit.errors import RunError
 from lorafit.files import sha256_of
 from lorafit.prepared import Prepared
@@ -196,6 +196,7 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
 
 def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _Setup:
     """Load the encoder, attach the adapter, and say what is going to happen."""
+    training.refuse_missing_trackers(recipe.training.report_to)
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files, recipe.data.max_tokens)
@@ -231,21 +232,25 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         scores = evaluation.score(logits, found.validation.label_ids)
         return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
 
-    outcome = training.fit(
-        setup.model,
-        found.train.tokens,
-        found.train.label_ids,
-        recipe.training,
-        validate=validate,
-        log=run.log,
-        checkpoints=run.checkpoints,
-        pad_id=pad_id,
-        where=setup.where,
-        seed=recipe.seed,
-        chance=float(np.bincount(found.validation.label_ids).max() / len(found.validation)),
-        validation_texts=len(found.validation),
-        resume=resume,
-    )
+    try:
+        outcome = training.fit(
+            setup.model,
+            found.train.tokens,
+            found.train.label_ids,
+            recipe.training,
+            validate=validate,
+            log=run.log,
+            checkpoints=run.checkpoints,
+            pad_id=pad_id,
+            where=setup.where,
+            seed=recipe.seed,
+            chance=float(np.bincount(found.validation.label_ids).max() / len(found.validation)),
+            validation_texts=len(found.validation),
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        complain("Interrupted", f"go on with: lorafit train --resume {run.path}", "yellow")
+        raise
     bundle.save(run.adapter, setup.model, setup.tokenizer, _manifest(recipe, setup))
     run.update(
         state=runs.FINISHED,

@@ -21,6 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit import adapter
@@ -34,6 +35,7 @@ from lorafit.tokens import Tokens, pad
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 _BATCHES_SORTED_TOGETHER = 32
 CHECKPOINTS_KEPT = 2
+SMALLEST_MOVE = 1e-6  # a weight that learns moves by about the learning rate at every step
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
 Log = Callable[[dict[str, Any]], None]
@@ -150,7 +152,6 @@ def fit(
         resume: a checkpoint to go on from.
 
     Raises:
-        RecipeError: a tracker that is not installed.
         StorageError: a disk that is full or not writable.
     """
     start = time.perf_counter()
@@ -173,6 +174,21 @@ def fit(
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     best.restore(model)
     return Outcome(best.accuracy, best.epoch, trainer.state.global_step, time.perf_counter() - start)
+
+
+def refuse_missing_trackers(report_to: list[str]) -> None:
+    """Refuse a tracker that transformers can't report to on this machine.
+
+    Raises:
+        RecipeError: names it, and those there are.
+    """
+    there = get_available_reporting_integrations()
+    for tracker in report_to:
+        if tracker not in there:
+            raise RecipeError(
+                f"training.report_to: {tracker} is not installed here, or transformers does not know it; "
+                f"there {'is ' + ', '.join(there) if there else 'is none yet: pip install tensorboard, for example'}."
+            )
 
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
@@ -200,35 +216,32 @@ def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int
 
 def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int) -> TrainingArguments:
     every_epoch = settings.checkpoint_every == "epoch"
-    try:
-        return TrainingArguments(
-            output_dir=str(checkpoints),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            lr_scheduler_type=_SCHEDULES[settings.schedule],
-            warmup_steps=settings.warmup,  # below 1: a share of all steps
-            weight_decay=settings.weight_decay,
-            bf16=where.precision == "bf16",
-            use_cpu=where.device == "cpu",
-            seed=seed,
-            eval_strategy="epoch",
-            eval_on_start=True,  # with B at zero this is the base: the line that the accuracy starts from
-            metric_for_best_model="accuracy",
-            greater_is_better=True,
-            save_strategy="epoch" if every_epoch else "steps",
-            save_steps=500 if every_epoch else settings.checkpoint_every,
-            save_total_limit=CHECKPOINTS_KEPT,
-            logging_strategy="steps",
-            logging_steps=1,
-            report_to=settings.report_to or "none",
-            label_names=["labels"],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=where.device != "cpu",
-        )
-    except (ImportError, ValueError) as error:
-        raise RecipeError(f"training: {str(error).splitlines()[0]}") from error
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        warmup_steps=settings.warmup,  # below 1: a share of all steps
+        weight_decay=settings.weight_decay,
+        bf16=where.precision == "bf16",
+        use_cpu=where.device == "cpu",
+        seed=seed,
+        eval_strategy="epoch",
+        eval_on_start=True,  # with B at zero this is the base: the line that the accuracy starts from
+        metric_for_best_model="accuracy",
+        greater_is_better=True,
+        save_strategy="epoch" if every_epoch else "steps",
+        save_steps=500 if every_epoch else settings.checkpoint_every,
+        save_total_limit=CHECKPOINTS_KEPT,
+        logging_strategy="steps",
+        logging_steps=1,
+        report_to=settings.report_to or "none",
+        label_names=["labels"],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=where.device != "cpu",
+    )
 
 
 class _Trainer(Trainer):
@@ -356,7 +369,8 @@ class _Guard:
     def look(self, model: torch.nn.Module, accuracy: float, epoch: int) -> None:
         """Warn if accuracy is still at chance, or if no trainable weight has moved."""
         now = adapter.trained_weights(model)
-        if all(torch.equal(now[name].cpu(), self._start[name].cpu()) for name in now):
+        moved = max(float((now[name] - self._start[name].to(now[name])).abs().max()) for name in now)
+        if moved < SMALLEST_MOVE:
             warn(
                 f"After epoch {epoch} no trainable weight has moved. Is training.learning_rate too small?",
                 LorafitWarning,
