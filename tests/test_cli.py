@@ -267,6 +267,36 @@ def test_the_terminal_shows_our_words_only(tiny_recipe: Any, tmp_path: Path) -> 
     assert done.stdout == ""
 
 
+def _on_a_terminal(command: list[str], folder: Path) -> str:
+    """Run a command whose standard error is a terminal; returns what was drawn on it."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=theirs, stdout=subprocess.DEVNULL, env=os.environ | {"TERM": "xterm"}
+    )
+    os.close(theirs)
+    drawn = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            drawn += chunk
+    except OSError:  # Linux's way to say that the other end is closed
+        assert process.wait(timeout=60) == 0
+    os.close(ours)
+    return drawn.decode()
+
+
+def test_a_terminal_sees_bars_with_an_estimate(tiny_recipe: Any, tmp_path: Path) -> None:
+    file = recipe_file(tmp_path, tiny_recipe(seed=11))
+    command = [sys.executable, "-m", "lorafit", "train", str(file)]
+    drawn = _on_a_terminal(command, tmp_path)
+    for bar in ("Tokenizing", "Training", "Validating"):
+        assert bar in drawn
+    assert "left" in drawn
+    assert "Traceback" not in drawn
+    assert "Loading weights" not in drawn
+
+
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_help_and_version_answer_without_torch(flag: str) -> None:
     code = (

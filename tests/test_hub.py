@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from lorafit import data, encoders
+from lorafit import data, encoders, pipeline, predict
 from lorafit.errors import DataError, HubError
 from tests.conftest import Said, make_tiny_encoder, texts_and_labels
 from tests.hub_server import HubServer
@@ -75,6 +76,22 @@ def test_an_encoder_is_fetched_once_and_then_nothing_is_asked(published: HubServ
     assert len(published.requests) == asked
     encoders.locate("hub:acme/tiny", refresh=True)
     assert len(published.requests) > asked
+
+
+def test_nothing_connects_once_it_is_cached(
+    published: HubServer, tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny_recipe(encoder={"name": "hub:acme/tiny"}, training={"epochs": 2})
+    pipeline.fetch(made)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("something tried to connect")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    run = pipeline.train(made, tmp_path / "run")
+    pipeline.evaluate(run)
+    assert len(predict.Classifier.load(run.path).predict(["a film"])) == 1
 
 
 def test_half_an_encoder_in_the_cache_is_completed(published: HubServer) -> None:

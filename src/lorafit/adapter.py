@@ -29,7 +29,6 @@ def attach(
     dropout: float = 0.0,
     targets: Sequence[str] = ("query", "value"),
     fresh: Sequence[str] = ("classifier",),
-    revision: str | None = None,
 ) -> PeftModel:
     """Return the model with a LoRA adapter on `targets`; only adapter and fresh head train.
 
@@ -43,7 +42,6 @@ def attach(
         dropout: dropout on the adapter's input.
         targets: names of linear layers.
         fresh: modules that the checkpoint did not hold; they train whole and are saved with the adapter.
-        revision: the base's revision on the Hub, for adapter_config.json.
 
     >>> model = attach(encoder.model, rank=8, alpha=16)
     """
@@ -54,7 +52,6 @@ def attach(
         lora_dropout=dropout,
         target_modules=list(targets),
         modules_to_save=sorted(set(fresh) - _PEFT_HEADS) or None,
-        revision=revision,
     )
     attached = get_peft_model(model, config)
     assert isinstance(attached, PeftModel)

@@ -64,8 +64,12 @@ def save(folder: Path, model: PeftModel, tokenizer: Any, manifest: Manifest) -> 
     Raises:
         StorageError: a disk that is full or not writable.
     """
+    config = model.peft_config["default"]
+    if manifest.base.id is not None:  # never a path of the machine it was made on
+        config.base_model_name_or_path, config.revision = manifest.base.id, manifest.base.revision
     with storing(folder):
-        model.save_pretrained(folder, safe_serialization=True)
+        # "auto" would ask the Hub about the base's vocabulary; we never change it.
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(
             missing_ok=True
         )  # PEFT's empty model card: ours comes with content, or not at all

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,6 +24,7 @@ from rich.progress import (
 from lorafit.errors import LorafitWarning
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_outer_bar: Progress | None = None  # a terminal has room for one live display
 
 
 def silence() -> None:
@@ -43,23 +46,42 @@ def complain(kind: str, sentence: str, style: str) -> None:
 def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar with an estimate of the time left; yields ``advance(n)``.
 
-    Nothing is drawn when silenced or when standard error is not a terminal.
+    A bar within a bar (validation within training) is a second line. Nothing is drawn when silenced or when standard
+    error is not a terminal.
 
     >>> with bar("tokenizing", total=2) as advance:
     ...     advance(2)
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    global _outer_bar
+    if _outer_bar is not None:
+        task = _outer_bar.add_task(description, total=total)
+        inner = _outer_bar
+        yield lambda count: inner.advance(task, count)
+        inner.remove_task(task)
+        return
+    with _bars(MofNCompleteColumn()) as progress:
+        _outer_bar = progress
+        try:
+            task = progress.add_task(description, total=total)
+            yield lambda count: progress.advance(task, count)
+        finally:
+            _outer_bar = None
+
+
+@contextmanager
+def byte_bar(description: str) -> Iterator[Callable[[float, float | None], None]]:
+    """Show a progress bar for a download; yields ``report(bytes_so_far, bytes_in_all)``."""
+    with _bars(DownloadColumn()) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda so_far, in_all: progress.update(task, completed=so_far, total=in_all)
+
+
+def _bars(count: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
     hidden = _stderr.quiet or not _stderr.is_terminal
-    with Progress(*columns, console=_stderr, transient=True, disable=hidden) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda count: progress.advance(task, count)
+    return Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(), console=_stderr, transient=True, disable=hidden
+    )
 
 
 @contextmanager

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from lorafit import bundled, hub, runtime
 from lorafit.errors import EncoderError, nearest
@@ -124,24 +127,37 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
             for key in _dropout_keys(config):
                 setattr(config, key, float(dropout))
         runtime.seed(seed)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            files.folder,
-            config=config,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with _no_load_report():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                files.folder,
+                config=config,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EncoderError(
             f"{files.name} can't be loaded as a text classifier: {str(error).splitlines()[0]}"
         ) from error
-    if files.hub_id:  # what adapter_config.json will name: never a path of this machine
-        model.config._name_or_path = model.name_or_path = files.hub_id
     # Found from what loading reports as new, not from a list of names: DistilBERT's pre_classifier, DeBERTa's pooler.
     fresh = sorted({_fresh_module(key, model, files.name) for key in report["missing_keys"]})
     return Encoder(model, fresh)
+
+
+@contextmanager
+def _no_load_report() -> Iterator[None]:
+    """Keep transformers from reporting a fresh head, which is what we ask for, and from drawing a bar."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _fresh_module(key: str, model: PreTrainedModel, name: str) -> str:

@@ -4,12 +4,14 @@
 what they mean everywhere.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -17,8 +19,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tqdm import tqdm
 
-from lorafit.console import say
+from lorafit.console import byte_bar, say
 from lorafit.errors import HubError
 from lorafit.files import storing
 
@@ -58,7 +61,7 @@ def snapshot(
     """
     repo, _, revision = source.partition("@")
 
-    def take(local_files_only: bool) -> Snapshot:
+    def take(local_files_only: bool, bar_class: Any = None) -> Snapshot:
         folder = Path(
             snapshot_download(
                 repo,
@@ -66,6 +69,7 @@ def snapshot(
                 revision=revision or None,
                 allow_patterns=patterns,
                 local_files_only=local_files_only,
+                tqdm_class=bar_class,
             )
         )
         return Snapshot(folder, repo, folder.name)
@@ -79,13 +83,27 @@ def snapshot(
             except LocalEntryNotFoundError:
                 pass  # not cached, or half of it: the network has the rest
             say(f"Fetching {_KIND_WORDS[kind]} hub:{source} ...")
-        with storing(Path("the Hub's cache")):
-            fetched = take(local_files_only=False)
+        with storing(Path(HF_HUB_CACHE)), byte_bar("Downloading") as report:
+            fetched = take(local_files_only=False, bar_class=_reporting_to(report))
     except Exception as error:
         raise _explained(error, source, kind) from error
     if not complete(fetched.folder):
         raise HubError(f"hub:{source} does not hold what an {_KIND_WORDS[kind]} needs: {', '.join(patterns[:3])} ...")
     return fetched
+
+
+def _reporting_to(report: Callable[[float, float | None], None]) -> type[Any]:
+    """Return a bar for huggingface_hub's client that draws nothing and reports its bytes to ours."""
+
+    class Reporting(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"file": io.StringIO(), "disable": False})
+
+        def display(self, *_: Any, **__: Any) -> None:
+            if self.unit == "B":
+                report(self.n, self.total)
+
+    return Reporting
 
 
 def _explained(error: Exception, source: str, kind: Kind) -> Exception:

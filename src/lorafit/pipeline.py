@@ -209,7 +209,6 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         dropout=recipe.adapter.dropout,
         targets=recipe.adapter.targets,
         fresh=encoder.fresh,
-        revision=files.revision,
     )
     planned = training.plan(
         model, found.train.tokens, found.train.label_ids, recipe.training, tokenizer.pad_token_id, where

@@ -1,0 +1,97 @@
+"""What we publish is run: the README's commands, the notebook, the pages of --help, the file tree."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("", "demo", "init", "fetch", "prepare", "train", "evaluate", "predict", "runs")
+
+
+def help_pages() -> str:
+    """Return docs/cli.md as it should be."""
+    pages = ["# The command line\n\nMade by `python tests/test_docs.py`; a test compares it.\n"]
+    for command in COMMANDS:
+        words = ["lorafit", *command.split(), "--help"]
+        shown = subprocess.run(
+            [sys.executable, "-m", *words],
+            env=os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.replace("python -m lorafit", "lorafit")
+        pages.append(f"## {' '.join(words[:-1])}\n\n```text\n{shown.strip()}\n```\n")
+    return "\n".join(pages)
+
+
+def test_the_pages_of_help_are_the_ones_in_the_docs() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == help_pages(), "run: python tests/test_docs.py"
+
+
+def test_the_file_tree_in_the_readme_is_the_architecture() -> None:
+    tree = (ROOT / "README.md").read_text().split("src/lorafit/")[1]
+    named = set(re.findall(r"^\s+(\w+\.py)\s", tree, flags=re.MULTILINE))
+    assert named == {file.name for file in (ROOT / "src" / "lorafit").glob("*.py")}
+
+
+def test_every_link_in_the_readme_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+
+
+def readme_commands() -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```console\n(.*?)```", text, flags=re.DOTALL)
+    return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def readme_python() -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL))
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path) -> None:
+    """In order, in an empty folder, beside a reviews.csv of a user's; `lorafit demo` is the real one."""
+    from lorafit import data
+
+    pool = data.open_source("bundled:imdb").table.sample(300, random_state=0)
+    pool = pool.assign(sentiment=pool["label"].map({"0": "negative", "1": "positive"})).rename(
+        columns={"text": "review"}
+    )
+    pool[["review", "sentiment"]].to_csv(tmp_path / "reviews.csv", index=False)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    commands = readme_commands()
+    assert any(command.startswith("lorafit demo") for command in commands)
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    scores = (tmp_path / "runs" / "demo" / "scores.json").read_text()
+    assert float(re.search(r'"adapted": {\s+"accuracy": ([\d.]+)', scores)[1]) >= 0.86
+    done = subprocess.run([sys.executable, "-c", readme_python()], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pos" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_as_it_is(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    (tmp_path / "notebooks").mkdir()
+    folder = {"metadata": {"path": tmp_path / "notebooks"}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=folder).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert "pos_prob" in str(shown[-1])
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "cli.md").write_text(help_pages())
