@@ -44,7 +44,7 @@ def test_the_base_of_an_adapter_is_named_by_its_hub_id_never_by_a_path(tmp_path:
     model = adapter.attach(encoder.model, fresh=encoder.fresh)
     base = bundle.Base(source=files.name, id=files.hub_id, revision=files.revision, sha256=files.sha256)
     manifest = bundle.Manifest(base=base, labels=["neg", "pos"], max_tokens=512, seed=0)
-    bundle.save(tmp_path, model, encoders.load_tokenizer(files), manifest)
+    bundle.save(tmp_path, model, encoders.load_tokenizer(files.folder, files.name), manifest)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert config["revision"] == "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"

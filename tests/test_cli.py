@@ -147,6 +147,7 @@ def test_predict_reads_arguments_lines_and_files(cli: Cli, trained: Path, tmp_pa
     asked = json.loads(cli("predict", trained, *texts, "--json").out)
     assert [answer["label"] for answer in asked] == ["pos", "neg"]
     assert json.loads(cli("predict", trained, "--json", stdin="\n".join(texts)).out) == asked
+    assert len(json.loads(cli("predict", trained, "--json", stdin="one\x0c text\u2028 of a line\n").out)) == 1
     assert "pos_prob" in cli("predict", trained / "adapter", *texts).out
     assert json.loads(cli("predict", trained, *texts, "--json", "--base").out) != asked
     for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
@@ -220,6 +221,11 @@ def test_a_clash_of_names_and_an_unknown_format_lose_nothing(cli: Cli, trained: 
     )
     assert "unknown format" in refused(cli("predict", trained, "--input", "in.csv", "--output", "out.xlsx"))
     assert "not UTF-8" in refused(cli("predict", trained, stdin=b"caf\xe9"))
+    (tmp_path / "gaps.csv").write_text('text\na film\n""\n')
+    said = refused(cli("predict", trained, "--input", "gaps.csv", "--output", "out.csv"))
+    assert "gaps.csv: 1 of 2 rows have no text (row 2, counted after the header)" in said
+    assert "There is no folder" in refused(cli("predict", trained, "--input", "in.csv", "--output", "no/out.csv"))
+    assert not list(tmp_path.glob("o*.csv"))
     assert "No text given" in refused(cli("predict", trained, stdin=""))
 
 
@@ -253,7 +259,7 @@ def test_a_place_that_cannot_be_written_is_said(cli: Cli, tiny_recipe: Any, tmp_
 
 def test_quiet_says_nothing_and_a_pipe_sees_no_bars(cli: Cli, tiny_recipe: Any, tmp_path: Path) -> None:
     file = recipe_file(tmp_path, tiny_recipe())
-    said = cli("--quiet", "train", file)
+    said = cli("train", file, "--quiet")
     assert (said.code, said.out, said.err) == (0, "", "")
 
 

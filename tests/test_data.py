@@ -13,7 +13,9 @@ from lorafit.errors import DataError
 
 
 def source(texts: list[object], labels: list[object], names: list[str] | None = None) -> Source:
-    return Source(pd.DataFrame({"text": texts, "label": labels}, dtype=object), "f.csv", "", names or [])
+    return Source(
+        pd.DataFrame({"text": texts, "label": labels}, dtype=object), "f.csv", "", {"label": names} if names else {}
+    )
 
 
 def test_label_names_are_found_declared_or_the_sources_own() -> None:
@@ -124,12 +126,30 @@ def test_texts_of_an_official_test_leave_the_training_pool() -> None:
         ((80, 20, 20), "The splits ask for 120 texts (80 + 20 + 20); there are 100"),
         ((0.9, 0.2, 0.2), "The splits ask for 130 texts"),
         ((50, 1, 20), "Too few examples of '1': 1 validation texts would hold none"),
+        ((97, 1, 2), "Too few examples of"),
     ],
 )
 def test_too_few_examples_for_the_split_are_refused(sizes: tuple[float, float, float], sentence: str) -> None:
     with pytest.raises(DataError) as error:
         data.split(pool(100), *sizes)
     assert sentence in str(error.value)
+
+
+def test_a_rare_class_is_never_missing_from_a_split_in_silence() -> None:
+    rare = Texts([f"t{n}" for n in range(100)], [int(n < 4) for n in range(100)], ["a", "b"])
+    with pytest.raises(DataError, match=r"Too few examples of 'b': 15 (validation|test) texts would hold none"):
+        data.split(rare, 0.7, 0.15, 0.15)
+    enough = Texts(rare.texts, [int(n < 12) for n in range(100)], ["a", "b"])
+    parts = data.split(enough, 0.7, 0.15, 0.15)
+    assert [sum(part.label_ids) for part in parts.values()] == [8, 2, 2]
+    assert sum(map(len, parts.values())) == 100
+
+
+def test_label_names_are_those_of_the_label_column() -> None:
+    table = pd.DataFrame({"text": ["a", "b"], "label": [0, 1], "topic": [0, 1]})
+    declared = Source(table, "f", "", {"topic": ["art", "war"]})
+    assert data.clean(declared).labels == ["0", "1"]
+    assert data.clean(declared, label="topic").labels == ["art", "war"]
 
 
 def test_the_bundled_reviews_are_the_ones_we_know() -> None:

@@ -48,8 +48,8 @@ def test_an_evaluated_run_holds_scores_report_and_figures(trained: Path) -> None
 def test_the_line_starts_from_the_base_and_has_a_point_an_epoch(trained: Path) -> None:
     validations = runs.open_run(trained).validations
     assert [line["epoch"] for line in validations] == [0, 1, 2, 3, 4]
-    axes = report.accuracy_line(validations).axes[0]
+    axes = report.accuracy_line(validations, best_epoch=3).axes[0]
     base, adapted, best = axes.get_lines()
     assert set(base.get_ydata()) == {validations[0]["validation"]["accuracy"]}
     assert list(adapted.get_xdata()) == [0, 1, 2, 3, 4]
-    assert best.get_ydata()[0] == max(line["validation"]["accuracy"] for line in validations[1:])
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([3], [validations[3]["validation"]["accuracy"]])

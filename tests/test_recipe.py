@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
         ({"adapter": {"rank": "8"}}, 'adapter.rank = "8": it should be a valid integer.'),
         ({"encoder": {"pooling": "mean"}}, "encoder.pooling = \"mean\": it can be 'first'."),
         ({"training": {"learning_rate": "3e-4"}}, 'training.learning_rate = "3e-4": it should be a valid number.'),
+        ({"training": {"learning_rate": float("inf")}}, "training.learning_rate = inf: it should be a finite number."),
         ({"data": {"train_size": 1.5}}, "data.train_size = 1.5: it should be a valid integer, or it should be less"),
         ({"data": {"labels": ["a", "a"]}}, "data.labels needs at least two names, each once; it is ['a', 'a']"),
     ],
@@ -55,6 +56,19 @@ def test_small_applies_its_own_table_and_renames_the_run() -> None:
     assert (small.data.train_size, small.data.test_size, small.name) == (4000, 2000, "imdb-bert-base-uncased-small")
     with pytest.raises(RecipeError, match=r"has no \[small\] table"):
         recipe.load(ROOT / "recipes" / "imdb-bert-base-cased.toml", small=True)
+
+
+def test_a_fault_in_the_small_table_is_one_without_the_flag_too(tmp_path: Path) -> None:
+    (tmp_path / "my recipe.toml").write_text("[small]\ndata.trian_size = 4\n")
+    with pytest.raises(
+        RecipeError, match=r"\[small\]: data.trian_size is no key of a recipe. Did you mean 'data.train_size'"
+    ):
+        recipe.load(tmp_path / "my recipe.toml")
+    (tmp_path / "my recipe.toml").write_text("small = 3\n")
+    with pytest.raises(RecipeError, match="small is a table of changes"):
+        recipe.load(tmp_path / "my recipe.toml")
+    (tmp_path / "my recipe.toml").write_text("")
+    assert recipe.load(tmp_path / "my recipe.toml").name == "my-recipe"
 
 
 def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import texts_and_labels
 
 
 def test_ids_are_the_tokenizers_own(tiny: Path) -> None:
-    tokenizer = encoders.load_tokenizer(encoders.locate(str(tiny)))
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
     texts, _ = texts_and_labels(30)
     encoded = tokens.encode(texts, tokenizer, max_tokens=16)
     alone = [tokenizer(text, truncation=True, max_length=16)["input_ids"] for text in texts]
@@ -30,8 +30,8 @@ def test_truncation_and_padding_that_a_tokenizer_file_carries_change_nothing(tin
     written.enable_padding(length=6)
     written.save(str(carrying / "tokenizer.json"))
     texts, _ = texts_and_labels(20)
-    plain = tokens.encode(texts, encoders.load_tokenizer(encoders.locate(str(tiny))), 64)
-    other = tokens.encode(texts, encoders.load_tokenizer(encoders.locate(str(carrying))), 64)
+    plain = tokens.encode(texts, encoders.load_tokenizer(tiny, "tiny"), 64)
+    other = tokens.encode(texts, encoders.load_tokenizer(carrying, "tiny"), 64)
     assert other.ids.tolist() == plain.ids.tolist()
     assert plain.lengths.max() > 6
 
@@ -46,8 +46,9 @@ def test_a_batch_is_padded_to_a_multiple_of_32_and_no_further_than_the_longest()
 
 
 def test_a_window_beyond_the_encoders_is_refused(tiny: Path) -> None:
+    files = encoders.locate(str(tiny))
     with pytest.raises(EncoderError, match="reads at most 64 tokens; data.max_tokens is 512"):
-        encoders.load_tokenizer(encoders.locate(str(tiny)), max_tokens=512)
+        encoders.refuse_long_window(files, encoders.load_tokenizer(files.folder, "tiny"), 512)
 
 
 def test_prepared_data_is_read_back_and_not_made_twice(
@@ -103,3 +104,21 @@ def test_every_setting_that_decides_the_data_decides_its_key(tiny_recipe: Callab
     }
     assert len(keys) == 4
     assert pipeline.prepare(tiny_recipe(training={"epochs": 1})).key in keys
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "half"])
+def test_a_damaged_cache_is_made_again(
+    damage: str, tiny_recipe: Callable[..., object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lorafit import pipeline
+
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path))
+    file = pipeline.prepare(tiny_recipe()).train.file
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        (file.parent / "prepared.json").unlink()
+    assert len(pipeline.prepare(tiny_recipe()).train) == 120
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == [file.parent.name]

@@ -20,7 +20,7 @@ FP32 = runtime.Runtime("cpu", "fp32", 2, "for the test")
 def attached(tiny: Path, seed: int = 0, **lora: Any) -> tuple[Any, Any]:
     files = encoders.locate(str(tiny))
     encoder = encoders.load(files, ["neg", "pos"], seed=seed)
-    return adapter.attach(encoder.model, fresh=encoder.fresh, **lora), encoders.load_tokenizer(files)
+    return adapter.attach(encoder.model, fresh=encoder.fresh, **lora), encoders.load_tokenizer(files.folder, files.name)
 
 
 def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: Any) -> training.Outcome:
@@ -224,7 +224,65 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     weights = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (whole, resumed)]
     assert weights[0] == weights[1]
     steps = [line["step"] for line in resumed.history if "loss" in line]
-    assert steps == [*range(1, 23), *range(21, 46)]  # the checkpoint is that of step 20
+    assert steps == [*range(1, 23), *range(21, 46)]  # the checkpoint is that of step 20, in the middle of epoch 2
+    assert [line["validation"] for line in resumed.validations] == [line["validation"] for line in whole.validations]
+    assert resumed.record["best_epoch"] == whole.record["best_epoch"]
+    assert resumed.seconds == pytest.approx(sum(line["seconds"] for line in resumed.history))
+
+
+def test_a_checkpoint_that_a_full_disk_cut_short_is_passed_over(tmp_path: Path) -> None:
+    for step, state in ((4, "{}"), (8, "")):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+
+
+def test_a_run_whose_data_has_changed_is_neither_resumed_nor_scored(
+    tiny_recipe: Callable[..., Any], reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file would be split anew, and its test would hold texts that were trained on."""
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "reviews.csv"
+    shutil.copy(reviews, file)
+    run = pipeline.train(tiny_recipe(data={"source": str(file)}), tmp_path / "run")
+    with file.open("a") as stream:
+        stream.write('"a good new film",pos\n')
+    with pytest.raises(RunError, match="was trained on other data under the same name"):
+        pipeline.train(run.recipe, tmp_path / "run")
+    assert pipeline.evaluate(run).n == 40  # the prepared data is still there
+    (run.path / "report.md").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(RunError, match="The data of .* has changed since it was started"):
+        pipeline.evaluate(run)
+    run.update(state="training")
+    with pytest.raises(RunError, match="The data of .* has changed since it was started"):
+        pipeline.resume(run.path)
+
+
+def test_training_that_diverges_is_one_sentence(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"Training has diverged.* Lower training.learning_rate"):
+        pipeline.train(tiny_recipe(training={"learning_rate": 1e38}), tmp_path / "run")
+
+
+def test_a_checkpoint_with_a_head_of_its_own_is_no_untrained_base(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "headed"))
+    AutoModelForSequenceClassification.from_pretrained(tiny).save_pretrained(folder)
+    with pytest.raises(EncoderError, match="brings a trained classification head of its own"):
+        encoders.load(encoders.locate(str(folder)), ["neg", "pos"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("config.json", '{"model_type": "foo"}'), ("tokenizer.json", "{"), ("model.safetensors", "?")]
+)
+def test_a_broken_encoder_is_refused_in_one_sentence(
+    file: str, content: str, tiny: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "broken"))
+    (folder / file).write_text(content)
+    with pytest.raises(EncoderError, match="can't be loaded as a text classifier: "):
+        pipeline.plan(tiny_recipe(encoder={"name": str(folder)}))
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_over(

@@ -45,6 +45,7 @@ class Manifest(BaseModel):
     task: Literal["single_label"] = "single_label"
     max_tokens: int
     long_text: Literal["head"] = "head"
+    html: Literal["keep", "strip"] = "keep"
     seed: int
     """Makes the base's untrained head again."""
 
@@ -83,6 +84,8 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: no adapter there, or a manifest that can't be read.
     """
+    if (folder / "run.json").is_file():
+        raise BundleError(f"{folder} holds no adapter yet. Go on with: lorafit train --resume {folder}")
     for file in ("adapter_config.json", WEIGHTS, MANIFEST):
         if not (folder / file).is_file():
             raise BundleError(f"{folder} is no adapter of lorafit: it has no {file}.")
@@ -115,5 +118,5 @@ def load(folder: Path) -> Loaded:
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise BundleError(f"{folder / WEIGHTS} can't be loaded: {str(error).splitlines()[0]}") from error
     model.eval()
-    tokenizer = encoders.load_tokenizer(files)
+    tokenizer = encoders.load_tokenizer(folder, str(folder))
     return Loaded(model, tokenizer, manifest)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 refused (one sentence on standard error), 130 interrupted.
 the commands, so that `--help` answers at once.
 """
 
+import io
 import json
 import os
 import sys
@@ -17,6 +18,9 @@ from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
 from lorafit.files import write_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from lorafit.evaluation import Comparison
     from lorafit.recipe import Recipe
 
@@ -31,6 +35,18 @@ _LIBRARIES_QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }
+
+
+def _silence(asked: bool) -> None:
+    if asked:
+        console.silence()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lorafit {__version__}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="lorafit",
@@ -51,12 +67,16 @@ Small = Annotated[bool, typer.Option("--small", help="Apply the recipe's own [sm
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", metavar="NAME", help="The column with the texts.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="The column with the labels.")]
+Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Results, warnings and errors only.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")]
 
 
 def main() -> None:
     """Run the command line, and turn what we refuse into one sentence and exit code 2."""
     os.environ |= {key: value for key, value in _LIBRARIES_QUIET.items() if key not in os.environ}
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # Windows pipes are not UTF-8 by themselves
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8")
     with console.our_words_only():
         try:
             app()
@@ -65,29 +85,24 @@ def main() -> None:
             sys.exit(2)
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"lorafit {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def _options(
-    quiet: Annotated[bool, typer.Option("--quiet", help="Results, warnings and errors only.")] = False,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")] = False,
 ) -> None:
-    if quiet:
-        console.silence()
+    """Hold the options that come before a command; typer wants a function for them."""
 
 
 @app.command()
-def demo() -> None:
-    """Run the whole flow on recipes/demo.toml: prepare, train, evaluate, predict."""
+def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
+    """Run the whole flow on the bundled reviews.
+
+    Prepare, train, evaluate and predict, by recipes/demo.toml; the run lies in runs/demo.
+    """
     from lorafit import pipeline, predict, recipe, runs
 
     demo_recipe = recipe.load(recipe.shipped("demo"))
-    unfinished = runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
-    run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe)
+    unfinished = None if overwrite else runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
+    run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe, overwrite=overwrite)
     _print_comparison(pipeline.evaluate(run))
     texts = [
         "A film to remember: warm, funny and beautifully played.",
@@ -104,7 +119,10 @@ def init(
     label_column: LabelColumn = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Look at a data file, find its text and label columns, and write a recipe to edit."""
+    """Write a recipe for a data file, to edit.
+
+    Looks at the file and finds its columns with texts and labels.
+    """
     from lorafit import recipe
 
     drafted = _recipe_for_file(data_file, text_column, label_column, ())
@@ -116,7 +134,7 @@ def init(
 
 
 @app.command()
-def fetch(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False) -> None:
+def fetch(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False, _: Quiet = False) -> None:
     """Cache encoder and data, so that the rest runs offline."""
     from lorafit import pipeline, recipe
 
@@ -124,8 +142,11 @@ def fetch(recipe_file: RecipeFile, settings: Overrides = None, small: Small = Fa
 
 
 @app.command()
-def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False) -> None:
-    """Turn data into splits and token ids; say where train, validation and test lie."""
+def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False, _: Quiet = False) -> None:
+    """Turn data into splits and token ids.
+
+    Says where train, validation and test lie.
+    """
     from lorafit import pipeline, recipe
 
     found = pipeline.prepare(recipe.load(recipe_file, tuple(settings or ()), small=small))
@@ -151,6 +172,7 @@ def train(
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
     ] = None,
     overwrite: Overwrite = False,
+    _: Quiet = False,
 ) -> None:
     """Train an adapter: from a recipe, or straight from a data file."""
     from lorafit import pipeline, recipe
@@ -172,8 +194,11 @@ def train(
 
 
 @app.command()
-def evaluate(run: RunFolder) -> None:
-    """Compare base and adapted on the test texts: scores, figures, report."""
+def evaluate(run: RunFolder, _: Quiet = False) -> None:
+    """Compare base and adapted on the test texts.
+
+    Prints the scores, and writes scores.json, report.md and the figures.
+    """
     from lorafit import pipeline, runs
 
     found = runs.open_run(run)
@@ -186,7 +211,7 @@ def predict(
     adapter: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter folder.")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; without any, lines of standard input."),
+        typer.Argument(metavar="TEXT", help="Texts; without any, lines of standard input."),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base with its untrained head.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -197,6 +222,7 @@ def predict(
         Path | None, typer.Option("--output", metavar="FILE", help="Write the answers to a file.")
     ] = None,
     text_column: TextColumn = None,
+    _: Quiet = False,
 ) -> None:
     """Ask a trained adapter about texts."""
     from lorafit.predict import Classifier
@@ -219,27 +245,26 @@ def predict(
 @app.command()
 def runs() -> None:
     """List the runs there are, newest first."""
-    from rich.table import Table
-
     from lorafit.runs import DEFAULT_ROOT, list_runs
 
     found = list_runs()
     if not found:
         typer.echo(f"There are no runs in {DEFAULT_ROOT}/ yet. Start with: lorafit demo")
         return
-    table = Table("run", "started", "encoder", "data", "texts", "base", "adapted", "time", box=None, pad_edge=False)
+    table = _table("run", "recipe", "encoder", "data", "texts", "base", "adapted", "time", "started")
     for run in found:
         recipe, record, scores = run.recipe, run.record, run.scores
         test = scores["test"] if scores else None
         table.add_row(
             str(run.path),
-            record["created"].replace("T", " ")[:16],
+            recipe.name,
             recipe.encoder.name,
             recipe.data.source,
             f"{record['texts']['train']:,}",
             f"{test['base']['accuracy']:.4f}" if test else "-",
             f"{test['adapted']['accuracy']:.4f}" if test else "-",
             f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
+            record["created"].replace("T", " ")[:16],
         )
     _stdout().print(table)
 
@@ -275,11 +300,15 @@ def _recipe_for_file(
 def _predict_file(adapter: Path, source: Path, target: Path, text_column: str, base: bool) -> None:
     """Write the table with the columns `predicted_label` and one `<label>_prob` a label added."""
     from lorafit import tables
+    from lorafit.data import name_rows
     from lorafit.predict import Classifier
 
-    tables.refuse_unknown_format(target)
+    tables.refuse_target(target)
     table = tables.read(source)
     texts = tables.column(table, text_column, str(source))
+    unusable = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if unusable:
+        raise DataError(f"{source}: {len(unusable)} of {len(texts)} rows have no text ({name_rows(unusable)}).")
     classifier = Classifier.load(adapter)
     added = ["predicted_label", *(f"{label}_prob" for label in classifier.labels)]
     clash = [name for name in added if name in table.columns]
@@ -299,22 +328,20 @@ def _lines_of_standard_input() -> list[str]:
     if sys.stdin.isatty():
         console.say("One text a line; end with Ctrl-D.")
     try:
-        lines = sys.stdin.read().splitlines()
+        lines = sys.stdin.read().removesuffix("\n").split("\n")  # splitlines would cut at form feeds too
     except UnicodeDecodeError as error:
         raise DataError(f"Standard input is not UTF-8 (byte {error.start}).") from None
-    if not lines:
+    if lines == [""]:
         raise DataError("No text given: name one, pipe lines in, or use --input FILE --output FILE.")
     return lines
 
 
 def _print_comparison(comparison: "Comparison") -> None:
-    from rich.table import Table
-
     from lorafit import report
 
     record = comparison.as_record()
     typer.echo("\n".join(report.four_lines(record)) + "\n")
-    table = Table("", "accuracy", "macro F1", "precision", "recall", box=None, pad_edge=False)
+    table = _table("", "accuracy", "macro F1", "precision", "recall")
     for who in ("base", "adapted"):
         table.add_row(who, *(f"{record[who][key]:.4f}" for key in ("accuracy", "f1", "precision", "recall")))
     _stdout().print(table)
@@ -322,16 +349,24 @@ def _print_comparison(comparison: "Comparison") -> None:
 
 
 def _print_predictions(answers: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
     labels = [key.removesuffix("_prob") for key in answers[0] if key.endswith("_prob")]
-    table = Table("label", *(f"{label}_prob" for label in labels), "text", box=None, pad_edge=False)
+    table = _table("label", *(f"{label}_prob" for label in labels), "text")
     for answer in answers:
         table.add_row(answer["label"], *(f"{answer[f'{label}_prob']:.3f}" for label in labels), answer["text"])
     _stdout().print(table)
 
 
-def _stdout() -> Any:
+def _table(*headers: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")  # a path cut short can't be copied
+    return table
+
+
+def _stdout() -> "Console":
     from rich.console import Console
 
-    return Console(highlight=False, markup=False)
+    # A pipe has no width: nothing is folded there.
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)

@@ -16,8 +16,8 @@ import pandas as pd
 
 from lorafit import bundled, hub, tables
 from lorafit.console import say
-from lorafit.errors import DataError, HubError, nearest
-from lorafit.files import sha256_of
+from lorafit.errors import DataError, HubError, LorafitError, nearest
+from lorafit.files import sha256_of, storing
 
 SPLITS = ("train", "validation", "test")
 _HUB_FILES = [
@@ -37,12 +37,13 @@ _ROWS_NAMED = 5
 
 @dataclass(frozen=True)
 class Source:
-    """A table as it was found: its rows, a name for errors, its own label names, and what identifies its content."""
+    """A table as it was found: its rows, a name for errors, what identifies its content, and the label names that it
+    declares itself, by column."""
 
     table: pd.DataFrame
     place: str
     fingerprint: str
-    label_names: list[str] = field(default_factory=list)
+    label_names: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,11 @@ def clean(
     values = tables.column(source.table, label, source.place)
     _refuse_numbers(texts, text, source.place)
     if html == "strip":
-        texts = [_TAG.sub(" ", cell) if isinstance(cell, str) else cell for cell in texts]
+        texts = [strip_tags(cell) if isinstance(cell, str) else cell for cell in texts]
     empty = [row for row, cell in enumerate(texts) if not isinstance(cell, str) or not cell.strip()]
     if empty and on_empty == "refuse":
         raise DataError(
-            f"{source.place}: {len(empty)} of {len(texts)} rows have no text ({_rows(empty)}). "
+            f"{source.place}: {len(empty)} of {len(texts)} rows have no text ({name_rows(empty)}). "
             'Mend them, or leave them out with data.on_empty = "drop".'
         )
     if empty:
@@ -122,7 +123,7 @@ def clean(
     kept = [row for row in range(len(texts)) if row not in dropped]
     if not kept:
         raise DataError(f"{source.place}: every row's text is empty.")
-    names, ids = _label_ids(values, kept, list(labels) or source.label_names, source.place, label)
+    names, ids = _label_ids(values, kept, list(labels) or source.label_names.get(label, []), source.place, label)
     return Texts([texts[row] for row in kept], ids, names)
 
 
@@ -165,11 +166,23 @@ def split(
     return parts | _assigned(test, {"test": _counts([test_size], len(test))[0]}, seed)
 
 
+def strip_tags(text: str) -> str:
+    """Return the text with tags such as ``<br />`` replaced by a space; "1 < 2" stays."""
+    return _TAG.sub(" ", text)
+
+
+def name_rows(rows: list[int]) -> str:
+    """Return "rows 2, 5, ... and 3 more" for row numbers from 0; row 1 is the first after the header."""
+    named = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED])
+    more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+    return f"row{'s' if len(rows) > 1 else ''} {named}{more}, counted after the header"
+
+
 def _open_bundled(name: str) -> Source:
     reviews = bundled.reviews(name.removeprefix("bundled:"))
     table = tables.read(reviews.file)
     part = table[table["source"] == reviews.source].reset_index(drop=True)
-    return Source(part, name, f"{reviews.sha256}:{reviews.source}", list(reviews.labels))
+    return Source(part, name, f"{reviews.sha256}:{reviews.source}", {"label": list(reviews.labels)})
 
 
 def _open_hub(name: str, split_name: str, refresh: bool) -> Source:
@@ -181,7 +194,10 @@ def _open_hub(name: str, split_name: str, refresh: bool) -> Source:
     found = hub.snapshot(name.removeprefix("hub:"), "dataset", _HUB_FILES, complete=has_data, refresh=refresh)
     datasets.disable_progress_bars()
     try:
-        parts = datasets.load_dataset(str(found.folder))
+        with storing(Path(datasets.config.HF_DATASETS_CACHE)):
+            parts = datasets.load_dataset(str(found.folder))
+    except LorafitError:
+        raise
     except Exception as error:
         raise HubError(f"{name} can't be read as one table with splits: {_first_line(error)}") from error
     if split_name not in parts:
@@ -189,8 +205,8 @@ def _open_hub(name: str, split_name: str, refresh: bool) -> Source:
             f"{name} has no split {split_name!r}; its splits are {', '.join(parts)}.{nearest(split_name, list(parts))}"
         )
     part = parts[split_name]
-    named = [feature.names for feature in part.features.values() if isinstance(feature, datasets.ClassLabel)]
-    label_names = list(named[0]) if len(named) == 1 else []
+    features = part.features.items()
+    label_names = {name: list(kind.names) for name, kind in features if isinstance(kind, datasets.ClassLabel)}
     return Source(part.to_pandas(), f"{name}, split {split_name}", f"{found.revision}:{split_name}", label_names)
 
 
@@ -214,7 +230,7 @@ def _label_ids(
     cells = {row: _label_name(values[row]) for row in kept}
     missing = [row for row, name in cells.items() if name == ""]
     if missing:
-        raise DataError(f"{place}: {len(missing)} rows have no label in column {column!r} ({_rows(missing)}).")
+        raise DataError(f"{place}: {len(missing)} rows have no label in column {column!r} ({name_rows(missing)}).")
     names = declared or _sorted_names(set(cells.values()))
     ids = {name: number for number, name in enumerate(names)}
     if declared and not any(name.lstrip("-").isdigit() for name in declared):
@@ -224,7 +240,7 @@ def _label_ids(
         found = cells[strange[0]]
         raise DataError(
             f"{place}: {len(strange)} labels are outside data.labels = {declared}: {found!r} in row {strange[0] + 1}"
-            + (f", {_rows(strange[1:])}" if len(strange) > 1 else "")
+            + (f", {name_rows(strange[1:])}" if len(strange) > 1 else "")
             + f".{nearest(found, declared)}"
         )
     found_ids = [ids[name] for name in cells.values()]
@@ -246,13 +262,6 @@ def _sorted_names(names: set[str]) -> list[str]:
     return sorted(names, key=int) if numbers else sorted(names)
 
 
-def _rows(rows: list[int]) -> str:
-    """Name the first rows; row 1 is the first after the header."""
-    named = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED])
-    more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
-    return f"row{'s' if len(rows) > 1 else ''} {named}{more}, counted after the header"
-
-
 def _counts(sizes: list[float], available: int) -> list[int]:
     counts = [size if isinstance(size, int) else round(size * available) for size in sizes]
     excess = sum(counts) - available
@@ -268,14 +277,7 @@ def _counts(sizes: list[float], available: int) -> list[int]:
 
 def _assigned(pool: Texts, sizes: dict[str, int], seed: int) -> dict[str, Texts]:
     """Fill each split's quota of each class with groups of identical texts, in a seeded random order."""
-    quotas = {name: _class_quotas(pool, size) for name, size in sizes.items()}
-    for name, quota in quotas.items():
-        for label_id, count in quota.items():
-            if count == 0:
-                raise DataError(
-                    f"Too few examples of {pool.labels[label_id]!r}: {sizes[name]} {name} texts would hold none. "
-                    f"Give more examples, or a larger data.{name}_size."
-                )
+    quotas = _quotas(pool, sizes)
     groups: dict[str, list[int]] = defaultdict(list)
     for row, text in enumerate(pool.texts):
         groups[text].append(row)
@@ -288,14 +290,33 @@ def _assigned(pool: Texts, sizes: dict[str, int], seed: int) -> dict[str, Texts]
         if home is not None:
             quotas[home][label_id] -= len(rows)
             taken[home] += rows
-    return {name: pool.take(sorted(rows)) for name, rows in taken.items()}
+    parts = {name: pool.take(sorted(rows)) for name, rows in taken.items()}
+    for name, part in parts.items():
+        _refuse_missing_class(part, pool, name, sizes[name])
+    short = sum(sizes.values()) - sum(map(len, parts.values()))
+    if short:
+        say(f"{short} texts fewer than asked for: identical texts stay together, and did not fit.")
+    return parts
 
 
-def _class_quotas(pool: Texts, size: int) -> dict[int, int]:
-    """Share `size` out over the classes as they stand in the pool, the largest remainders rounded up."""
-    present, counts = np.unique(pool.label_ids, return_counts=True)
-    exact = counts * size / len(pool)
-    quota = np.floor(exact).astype(int)
-    for index in np.argsort(quota - exact, kind="stable")[: size - quota.sum()]:
-        quota[index] += 1
-    return dict(zip(present.tolist(), quota.tolist(), strict=True))
+def _quotas(pool: Texts, sizes: dict[str, int]) -> dict[str, dict[int, int]]:
+    """Share each split's size out over the classes that are left, the largest remainders rounded up."""
+    present, left = np.unique(pool.label_ids, return_counts=True)
+    quotas = {}
+    for name, size in sizes.items():
+        exact = left * size / left.sum()
+        quota = np.floor(exact).astype(int)
+        for index in np.argsort(quota - exact, kind="stable")[: size - quota.sum()]:
+            quota[index] += 1
+        left = left - quota
+        quotas[name] = dict(zip(present.tolist(), quota.tolist(), strict=True))
+    return quotas
+
+
+def _refuse_missing_class(part: Texts, pool: Texts, name: str, size: int) -> None:
+    missing = set(pool.label_ids) - set(part.label_ids)
+    if missing:
+        raise DataError(
+            f"Too few examples of {pool.labels[min(missing)]!r}: {size} {name} texts would hold none. "
+            f"Give more examples, or a larger data.{name}_size."
+        )

@@ -81,22 +81,34 @@ def locate(name: str, *, refresh: bool = False) -> Files:
         raise EncoderError(
             f"{name} is no complete encoder: it needs config.json, weights as *.safetensors and a tokenizer."
         )
-    return Files(name, folder, None, None, _weights_sha256(folder))
+    return Files(str(folder.resolve()), folder, None, None, _weights_sha256(folder))
 
 
-def load_tokenizer(files: Files, max_tokens: int | None = None) -> Any:
-    """Return the encoder's fast tokenizer; whatever truncation and padding its file carries is reset by transformers.
+def load_tokenizer(folder: Path, name: str) -> Any:
+    """Return the fast tokenizer in a folder; truncation and padding that its file carries are reset by transformers.
 
     Raises:
-        EncoderError: no fast tokenizer, no padding token, or `max_tokens` beyond the encoder's window.
+        EncoderError: no fast tokenizer, or none with a padding token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    with _refusing_what_does_not_load(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise EncoderError(f"{files.name} needs a fast tokenizer with a padding token; it has none.")
-    window = _window(files, tokenizer)
-    if max_tokens is not None and max_tokens > window:
-        raise EncoderError(f"{files.name} reads at most {window} tokens; data.max_tokens is {max_tokens}.")
+        raise EncoderError(f"{name} needs a fast tokenizer with a padding token; it has none.")
     return tokenizer
+
+
+def refuse_long_window(files: Files, tokenizer: Any, max_tokens: int) -> None:
+    """Refuse to read more tokens than the encoder has positions for.
+
+    Raises:
+        EncoderError: names both numbers.
+    """
+    with _refusing_what_does_not_load(files.name):
+        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    window = int(min(positions, tokenizer.model_max_length))
+    if max_tokens > window:
+        raise EncoderError(f"{files.name} reads at most {window} tokens; data.max_tokens is {max_tokens}.")
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -118,7 +130,7 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
     Raises:
         EncoderError: transformers knows no classifier for it, or its files are broken.
     """
-    try:
+    with _refusing_what_does_not_load(files.name):
         config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: label_id for label_id, label in enumerate(labels)}
@@ -137,12 +149,13 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise EncoderError(
-            f"{files.name} can't be loaded as a text classifier: {str(error).splitlines()[0]}"
-        ) from error
     # Found from what loading reports as new, not from a list of names: DistilBERT's pre_classifier, DeBERTa's pooler.
     fresh = sorted({_fresh_module(key, model, files.name) for key in report["missing_keys"]})
+    if not set(fresh) - {"pooler"}:
+        raise EncoderError(
+            f"{files.name} brings a trained classification head of its own; lorafit starts from an encoder without. "
+            "Name the encoder that it was made from."
+        )
     return Encoder(model, fresh)
 
 
@@ -174,10 +187,14 @@ def _dropout_keys(config: Any) -> list[str]:
     return [key for key, value in values.items() if "dropout" in key and isinstance(value, float)]
 
 
-def _window(files: Files, tokenizer: Any) -> int:
-    config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return int(min(positions, tokenizer.model_max_length))
+@contextmanager
+def _refusing_what_does_not_load(name: str) -> Iterator[None]:
+    """Turn whatever the readers below us raise over broken or unknown files into one sentence."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises plain Exceptions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EncoderError(f"{name} can't be loaded as a text classifier: {reason}") from error
 
 
 def _is_complete(folder: Path) -> bool:

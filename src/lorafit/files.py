@@ -31,7 +31,7 @@ def storing(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise _disk_full(path) from error
         if error.errno in _READ_ONLY:
-            raise StorageError(f"{path} can't be written ({error.strerror}). Choose another place.") from error
+            raise StorageError(f"{path} can't be written: {(error.strerror or 'not permitted').lower()}.") from error
         if error.errno in {errno.ENOTDIR, errno.EEXIST}:
             raise StorageError(f"{path} can't be a folder: a file stands there or on the way to it.") from error
         raise

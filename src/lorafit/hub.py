@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from lorafit.console import byte_bar, say
-from lorafit.errors import HubError
+from lorafit.errors import HubError, LorafitError
 from lorafit.files import storing
 
 Kind = Literal["model", "dataset"]
@@ -109,7 +109,8 @@ def _reporting_to(report: Callable[[float, float | None], None]) -> type[Any]:
 def _explained(error: Exception, source: str, kind: Kind) -> Exception:
     """Say in one sentence what the Hub's client met."""
     words, (repo, _, revision) = _KIND_WORDS[kind], source.partition("@")
-    if isinstance(error, HubError | MemoryError):
+    from_the_network = isinstance(error, OSError) or type(error).__module__.startswith("httpx")
+    if isinstance(error, LorafitError) or not (from_the_network or isinstance(error, HFValidationError)):
         return error
     if isinstance(error, GatedRepoError):
         return HubError(f"hub:{repo} asks for an agreement first: accept it on the Hub, then set HF_TOKEN.")

@@ -54,7 +54,9 @@ def fetch(recipe: Recipe) -> None:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Return the recipe's splits as token ids: data -> splits -> ids, or what an earlier call made of the same."""
-    tokenizer = encoders.load_tokenizer(encoders.locate(recipe.encoder.name), recipe.data.max_tokens)
+    files = encoders.locate(recipe.encoder.name)
+    tokenizer = encoders.load_tokenizer(files.folder, files.name)
+    encoders.refuse_long_window(files, tokenizer, recipe.data.max_tokens)
     source = data.open_source(recipe.data.source)
     test_source = _open_test(recipe.data) if recipe.data.test_source else None
     key = prepared.key_of(
@@ -108,10 +110,11 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
             "prepared": found.key,
             "texts": {name: len(split) for name, split in found.splits.items()},
             "parameters": {"trainable": count.trainable, "total": count.total},
-            "tokens": setup.plan.tokens,
+            "encoder_sha256": setup.files.sha256,
             "runtime": runtime.as_record(setup.where),
             "machine": runtime.describe_machine(),
         },
+        overwrite=overwrite,
     )
     return _fit(run, recipe, setup, resume=None)
 
@@ -123,16 +126,16 @@ def resume(path: Path | str) -> Run:
         say(f"{run.path} is finished; there is nothing to go on with.")
         return run
     recipe = run.recipe
-    found = prepare(recipe)
-    if found.key != run.record["prepared"]:
-        raise RunError(f"The data of {run.path} has changed since it was started. Train it anew with --overwrite.")
+    found = _data_of(run)
+    if encoders.locate(recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
+        raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
     checkpoint = training.last_checkpoint(run.checkpoints)
     if checkpoint is None:
         say(f"{run.path} has no checkpoint yet: it starts over.")
         (run.path / "history.jsonl").unlink(missing_ok=True)
     else:
         say(f"Going on from {checkpoint}.")
-    where = Runtime(**run.record["runtime"])  # the arithmetic it was started with
+    where = runtime.restore(run.record["runtime"])
     return _fit(run, recipe, _set_up(recipe, found, where), resume=checkpoint)
 
 
@@ -146,10 +149,10 @@ def evaluate(run: Run) -> evaluation.Comparison:
         raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
     weights = sha256_of(run.adapter / bundle.WEIGHTS)
     scores = run.scores
-    if scores is not None and scores["adapter_sha256"] == weights:
+    if scores is not None and scores["adapter_sha256"] == weights and (run.path / "report.md").is_file():
         say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
     else:
-        test = prepare(run.recipe).test
+        test = _data_of(run).test
         classifier = predict.Classifier.load(
             run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
         )
@@ -186,12 +189,28 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
             f"{run.path} holds a run of another recipe (it differs in {', '.join(changed)}). "
             "Choose another folder with --out, or replace it with --overwrite."
         )
-    if run.record["prepared"] != found.key:
-        raise RunError(f"{run.path} was trained on other data. Choose another --out, or replace it with --overwrite.")
+    same_encoder = run.record["encoder_sha256"] == encoders.locate(recipe.encoder.name).sha256
+    if run.record["prepared"] != found.key or not same_encoder:
+        raise RunError(
+            f"{run.path} was trained on other {'data' if same_encoder else 'encoder weights'} under the same name. "
+            "Choose another folder with --out, or replace it with --overwrite."
+        )
     if not run.finished:
         raise RunError(f"{run.path} is unfinished. Go on with: lorafit train --resume {run.path}")
     say(f"{run.path} is trained already, with this recipe and data.")
     return run
+
+
+def _data_of(run: Run) -> Prepared:
+    """Return the data that a run was started with; a changed file, split anew, would put training texts into the test.
+
+    Raises:
+        RunError: it is gone, and what stands in its place now is something else.
+    """
+    found = prepared.find(run.record["prepared"]) or prepare(run.recipe)
+    if found.key != run.record["prepared"]:
+        raise RunError(f"The data of {run.path} has changed since it was started. Train it anew with --overwrite.")
+    return found
 
 
 def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _Setup:
@@ -199,7 +218,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     training.refuse_missing_trackers(recipe.training.report_to)
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
-    tokenizer = encoders.load_tokenizer(files, recipe.data.max_tokens)
+    tokenizer = encoders.load_tokenizer(files.folder, files.name)
     encoder = encoders.load(files, found.labels, dropout=recipe.encoder.dropout, seed=recipe.seed)
     encoders.refuse_unknown_targets(encoder.model, recipe.adapter.targets, files.name)
     model = adapter.attach(
@@ -228,6 +247,8 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
 
     def validate(model: Any) -> dict[str, float]:
         logits = predict.logits(model, found.validation.tokens, pad_id, setup.where, "Validating")
+        if not np.isfinite(logits).all():
+            raise RunError("Training has diverged: its answers are not numbers any more. Lower training.learning_rate.")
         scores = evaluation.score(logits, found.validation.label_ids)
         return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
 
@@ -256,12 +277,14 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         best_epoch=outcome.best_epoch,
         best_validation_accuracy=outcome.best_accuracy,
         steps=outcome.steps,
-        seconds=round(outcome.seconds, 1),
+        epochs=outcome.epochs,
+        seconds=round(run.seconds, 1),
+        tokens=run.tokens,
         peak_memory_bytes=runtime.peak_memory_bytes(),
         adapter_bytes=(run.adapter / bundle.WEIGHTS).stat().st_size,
     )
     say(
-        f"Trained in {_duration(outcome.seconds)}: best validation accuracy {outcome.best_accuracy:.4f} in epoch "
+        f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best_accuracy:.4f} in epoch "
         f"{outcome.best_epoch}. The adapter lies in {run.adapter}."
     )
     return run
@@ -276,6 +299,7 @@ def _manifest(recipe: Recipe, setup: _Setup) -> bundle.Manifest:
         base=bundle.Base(source=source, id=files.hub_id, revision=files.revision, sha256=files.sha256),
         labels=setup.prepared.labels,
         max_tokens=recipe.data.max_tokens,
+        html=recipe.data.html,
         seed=recipe.seed,
     )
 

@@ -13,6 +13,7 @@ from scipy.special import softmax
 from lorafit import bundle, runtime
 from lorafit.bundle import Loaded
 from lorafit.console import bar
+from lorafit.data import strip_tags
 from lorafit.errors import DataError
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens, encode, pad
@@ -97,7 +98,10 @@ class Classifier:
         _refuse_non_texts(texts)
         if not texts:
             return np.empty((0, len(self.labels)), dtype=np.float32)
-        tokens = encode(texts, self._loaded.tokenizer, self._loaded.manifest.max_tokens)
+        manifest = self._loaded.manifest
+        if manifest.html == "strip":  # as in training
+            texts = [strip_tags(text) for text in texts]
+        tokens = encode(texts, self._loaded.tokenizer, manifest.max_tokens)
         return np.asarray(softmax(self.logits(tokens, base=base), axis=1))
 
     def predict(self, texts: Sequence[str], *, base: bool = False) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorafit.data import SPLITS, Texts
+from lorafit.errors import StorageError
 from lorafit.files import storing
 from lorafit.runtime import cache_dir
 from lorafit.tokens import Tokens, encode
@@ -66,10 +67,11 @@ def key_of(decided_by: dict[str, Any]) -> str:
 def find(key: str) -> Prepared | None:
     """Return the prepared data with this key, or None when it was not made yet."""
     folder = _folder(key)
-    if not (folder / "prepared.json").is_file():
+    try:
+        facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+        splits = {name: _read(folder / f"{name}.parquet", facts["cut"][name]) for name in SPLITS}
+    except (OSError, ValueError, KeyError):  # not there, or damaged: it can be made again
         return None
-    facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    splits = {name: _read(folder / f"{name}.parquet", facts["cut"][name]) for name in SPLITS}
     return Prepared(key, facts["labels"], **splits)
 
 
@@ -91,12 +93,15 @@ def make(key: str, parts: dict[str, Texts], tokenizer: Any, max_tokens: int) -> 
                 _write(unfinished / f"{name}.parquet", part, tokens)
             facts = {"labels": parts["train"].labels, "cut": cut}
             (unfinished / "prepared.json").write_text(json.dumps(facts), encoding="utf-8")
-            if not folder.exists():  # another process may have been faster; its files are the same
+            found = find(key)  # another process may have been faster; its files are the same
+            if found is None:
+                shutil.rmtree(folder, ignore_errors=True)
                 unfinished.rename(folder)
+                found = find(key)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    found = find(key)
-    assert found is not None
+    if found is None:
+        raise StorageError(f"{folder} was written and can't be read again. Set LORAFIT_CACHE to another folder.")
     return found
 
 

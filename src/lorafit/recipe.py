@@ -23,7 +23,9 @@ OFF = 0
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Data(_Table):
@@ -42,7 +44,7 @@ class Data(_Table):
     validation_size: Size = 0.15
     """The texts on which the best epoch is chosen."""
     test_size: Size = 0.15
-    """The texts that are looked at once, at the end."""
+    """The texts that are looked at once, at the end; with `test_source`, how many of those."""
     test_source: str = ""
     """"split:NAME" of a Hub data set, or a source of its own; empty: the test is split from `source`."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
@@ -151,19 +153,23 @@ def load(path: Path | str, overrides: tuple[str, ...] = (), *, small: bool = Fal
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"There is no recipe {path}.") from None
-    except (IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise RecipeError(f"{path} can't be read as a recipe: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 text (byte {error.start}), so it is no TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not valid TOML: {error}.") from None
     changes = values.pop("small", None)
-    if small:
+    values.setdefault("name", _as_name(path.stem))
+    if changes is not None:
         if not isinstance(changes, dict):
-            raise RecipeError(f"{path} has no [small] table, so --small has no meaning for it.")
-        values = _merged(values, changes)
-        values["name"] = f"{values.get('name', path.stem)}-small"
-    values.setdefault("name", path.stem)
+            raise RecipeError(f"{path}: small is a table of changes, such as data.train_size = 400 under [small].")
+        reduced = _merged(values, changes) | {"name": f"{values['name']}-small"}
+        checked = from_values(reduced, overrides, place=f"{path}, [small]")  # a fault in it is one without --small too
+        if small:
+            return checked
+    elif small:
+        raise RecipeError(f"{path} has no [small] table, so --small has no meaning for it.")
     return from_values(values, overrides, place=str(path))
 
 
@@ -187,9 +193,13 @@ def for_file(file: Path, text: str, label: str, overrides: tuple[str, ...] = ())
     >>> for_file(Path("reviews.csv"), "review", "sentiment").name
     'reviews'
     """
-    name = re.sub(r"[^\w.-]+", "-", file.stem).strip("-.") or "run"
-    values = {"name": name, "data": {"source": str(file), "text": text, "label": label}}
+    values = {"name": _as_name(file.stem), "data": {"source": str(file), "text": text, "label": label}}
     return from_values(values, overrides, place=str(file))
+
+
+def _as_name(stem: str) -> str:
+    """Return the name of a run for the name of a file: "IMDB Dataset" -> "IMDB-Dataset"."""
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
 
 
 def shipped(name: str) -> Path:

@@ -36,7 +36,7 @@ def write(run: Run) -> Path:
     with storing(run.path), mpl.rc_context(_STYLE):
         (run.path / "figures").mkdir(exist_ok=True)
         accuracy_bar(scores["test"]).savefig(run.path / "figures" / "accuracy_bar.png")
-        accuracy_line(run.validations).savefig(run.path / "figures" / "accuracy_line.png")
+        accuracy_line(run.validations, run.record["best_epoch"]).savefig(run.path / "figures" / "accuracy_line.png")
     run.write("report.md", _markdown(run, scores["test"]))
     return run.path / "report.md"
 
@@ -56,13 +56,13 @@ def accuracy_bar(test: dict[str, Any]) -> Figure:
     return figure
 
 
-def accuracy_line(validations: list[dict[str, Any]]) -> Figure:
+def accuracy_line(validations: list[dict[str, Any]], best_epoch: int) -> Figure:
     """Return validation accuracy by epoch; epoch 0, before training, is the base and stays as a line."""
     figure = Figure(figsize=(6.4, 4))
     axes = figure.subplots()
     epochs = [line["epoch"] for line in validations]
     accuracy = [line["validation"]["accuracy"] for line in validations]
-    best = max(range(1, len(epochs)), key=lambda i: (accuracy[i], -validations[i]["validation"]["loss"]))
+    best = epochs.index(best_epoch)
     axes.axhline(accuracy[0], color=BASE, linestyle="--", label="base")
     axes.plot(epochs, accuracy, color=ADAPTED, marker="o", label="adapted")
     axes.plot(
@@ -128,7 +128,7 @@ _TEMPLATE = """\
 # {recipe.name}
 
 {recipe.encoder.name} with LoRA (r={recipe.adapter.rank}, alpha={recipe.adapter.alpha:g}, on {targets}), trained on
-{record[texts][train]:,} texts of {recipe.data.source}. The best of {recipe.training.epochs} epochs (number
+{record[texts][train]:,} texts of {recipe.data.source}. The best of {record[epochs]} epochs (number
 {record[best_epoch]}) was chosen on {record[texts][validation]:,} validation texts; the scores below are on {n:,} test
 texts, looked at once.
 

@@ -71,15 +71,29 @@ class Run:
         return [json.loads(line) for line in lines]
 
     @property
+    def seconds(self) -> float:
+        """Seconds of training and validation, those of interrupted attempts included."""
+        return float(sum(line["seconds"] for line in self.history))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, padding not counted."""
+        return sum(line.get("tokens", 0) for line in self.history)
+
+    @property
     def validations(self) -> list[dict[str, Any]]:
         """The validation lines of the history, one an epoch, the latest where a resumed run repeated one."""
         by_epoch = {line["epoch"]: line for line in self.history if "validation" in line}
         return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to the history."""
-        with storing(self.path), (self.path / "history.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        """Append one line to the history, in the place of one that a kill cut short."""
+        file = self.path / "history.jsonl"
+        with storing(file), file.open("a+b") as stream:
+            stream.seek(max(0, stream.tell() - 1))
+            if stream.read(1) not in (b"", b"\n"):
+                stream.truncate(file.read_bytes().rfind(b"\n") + 1)
+            stream.write(json.dumps(line).encode() + b"\n")
 
     def update(self, **facts: Any) -> None:
         """Add facts to `run.json`."""
@@ -90,10 +104,11 @@ class Run:
         write_text(self.path / name, text)
 
 
-def create(path: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
-    """Make a fresh run folder; what stood there as a run before is gone.
+def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool = False) -> Run:
+    """Make a fresh run folder; with `overwrite`, a run that stood there before is gone.
 
     Raises:
+        RunError: a run stands there, perhaps since a moment ago.
         StorageError: the place can't be written, or holds files that are no run.
     """
     run = Run(path)
@@ -101,6 +116,8 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any]) -> Run:
         if path.is_dir() and any(path.iterdir()):
             if not (path / "run.json").is_file():
                 raise StorageError(f"{path} holds files that are no run of lorafit. Choose another place with --out.")
+            if not overwrite:
+                raise RunError(f"{path} holds a run that was started meanwhile. Choose another place with --out.")
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -133,7 +150,7 @@ def find_unfinished(path: Path, recipe: Recipe) -> Run | None:
 
 def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
     """Return the runs in a folder, newest first."""
-    runs = [Run(file.parent) for file in root.glob("*/run.json")]
+    runs = [Run(file.parent) for file in root.glob("*/run.json") if (file.parent / "recipe.toml").is_file()]
     return sorted(runs, key=lambda run: str(run.record.get("created")), reverse=True)
 
 

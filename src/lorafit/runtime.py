@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import platformdirs
 import psutil
 import torch
 
+from lorafit.errors import RecipeError, RunError, StorageError
 from lorafit.files import write_text
 
 BF16_GAIN_NEEDED = 1.2  # bf16 rounds to 8 bits; below this gain fp32 is the better bargain
@@ -54,6 +55,8 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = threads or _usable_cores()
     torch.set_num_threads(threads)
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise RecipeError('encoder.precision = "bf16": this GPU does not have it. Set it to "auto" or "fp32".')
     if precision != "auto":
         return Runtime(device, precision, threads, "as asked for")
     if device == "cuda":
@@ -61,6 +64,19 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
         return Runtime(device, "bf16" if fast else "fp32", threads, "what this GPU supports")
     gain = _bf16_gain(threads)
     return Runtime(device, "bf16" if gain >= BF16_GAIN_NEEDED else "fp32", threads, f"bf16 measured {gain:.1f}x fp32")
+
+
+def restore(record: dict[str, Any]) -> Runtime:
+    """Return the choice that `as_record` wrote, made again: a resumed run goes on with the very same arithmetic.
+
+    Raises:
+        RunError: the device is not there any more.
+    """
+    where = Runtime(**record)
+    if where.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("The run was started on a GPU, and there is none here. Train it anew with --overwrite.")
+    torch.set_num_threads(where.threads)
+    return where
 
 
 def seed(number: int) -> None:
@@ -113,7 +129,8 @@ def _processor() -> str:
     if cpuinfo.exists():
         fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
         named = {key.strip(): value.strip() for key, value in fields.items()}
-        return " ".join(named.get(key, "") for key in ("model name", "cpu family", "model")).strip()
+        name = " ".join(named.get(key, "") for key in ("model name", "cpu family", "model")).strip()
+        return name or platform.machine()
     return platform.processor() or platform.machine()
 
 
@@ -124,11 +141,20 @@ def _bf16_gain(threads: int) -> float:
     """
     kept = cache_dir() / "bf16_gain.json"
     key = f"{_processor()} | torch {torch.__version__} | {threads} threads"
-    verdicts = json.loads(kept.read_text()) if kept.exists() else {}
+    verdicts = _read_verdicts(kept)
     if key not in verdicts:
         verdicts[key] = round(_seconds_per_product(torch.float32) / _seconds_per_product(torch.bfloat16), 2)
-        write_text(kept, json.dumps(verdicts, indent=2))
+        with suppress(StorageError):  # measured again next time
+            write_text(kept, json.dumps(verdicts, indent=2))
     return float(verdicts[key])
+
+
+def _read_verdicts(file: Path) -> dict[str, float]:
+    try:
+        verdicts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or damaged: it can be measured again
+        return {}
+    return verdicts if isinstance(verdicts, dict) else {}
 
 
 def _seconds_per_product(dtype: torch.dtype) -> float:

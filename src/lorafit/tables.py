@@ -5,12 +5,15 @@ keep their own types, so a missing value there is None.
 """
 
 import json
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from lorafit.errors import DataError, StorageError, nearest
 from lorafit.files import write_atomically
@@ -45,15 +48,14 @@ def read(file: Path) -> pd.DataFrame:
         raise DataError(f"There is no file {file}.")
     try:
         table = _READERS[suffix](file)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file} is not UTF-8 (byte {error.start}: 0x{error.object[error.start]:02x}). "
-            f"Convert it first, for example: iconv -f LATIN1 -t UTF-8 {file.name} > utf8{suffix}"
-        ) from None
+    except UnicodeDecodeError:
+        raise _not_utf8(file) from None
     except PermissionError:
         raise DataError(f"{file} can't be read: permission denied.") from None
     except pd.errors.EmptyDataError:
         raise DataError(f"{file} is empty.") from None
+    except pd.errors.ParserWarning:
+        raise DataError(f"{file}: rows have more cells than the header. Is a text with a comma not quoted?") from None
     except (pd.errors.ParserError, OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as {suffix[1:].upper()}: {str(error).strip()}.") from error
     if table.empty:
@@ -75,13 +77,18 @@ def column(table: pd.DataFrame, name: str, place: str) -> list[Any]:
     return plain
 
 
-def refuse_unknown_format(file: Path) -> None:
-    """Refuse a file name whose ending lorafit can't write, before any work.
+def refuse_target(file: Path) -> None:
+    """Refuse a file that `write` could not write, before any work.
 
     Raises:
         DataError: an unknown format.
+        StorageError: a folder of that name, or no folder to write it into.
     """
     _suffix(file)
+    if file.is_dir():
+        raise StorageError(f"{file} is a folder; name a file.")
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise StorageError(f"There is no folder {file.absolute().parent} that can be written.")
 
 
 def write(table: pd.DataFrame, file: Path) -> None:
@@ -91,10 +98,12 @@ def write(table: pd.DataFrame, file: Path) -> None:
         DataError: an unknown format.
         StorageError: a disk that is full or not writable.
     """
+    refuse_target(file)
     write_table = _WRITERS[_suffix(file)]
-    if file.is_dir():
-        raise StorageError(f"{file} is a folder; name a file.")
-    write_atomically(file, lambda path: write_table(table, path))
+    try:
+        write_atomically(file, lambda path: write_table(table, path))
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"{file}: {str(error).splitlines()[0]} A CSV or JSONL file can hold such columns.") from error
 
 
 def guess_columns(table: pd.DataFrame, place: str) -> Columns:
@@ -128,6 +137,18 @@ def is_number(value: Any) -> bool:
     return True
 
 
+def _not_utf8(file: Path) -> DataError:
+    """Name the byte by its place in the file: a reader's own error counts from the start of a chunk."""
+    content = file.read_bytes()
+    try:
+        content.decode()
+        place = "in one of its cells"
+    except UnicodeDecodeError as error:
+        place = f"byte {error.start}: 0x{content[error.start]:02x}"
+    example = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
+    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {example}")
+
+
 def _suffix(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
@@ -137,10 +158,12 @@ def _suffix(file: Path) -> str:
 
 def _read_separated(separator: str) -> Callable[[Path], pd.DataFrame]:
     def read_file(file: Path) -> pd.DataFrame:
-        # index_col=False: a row with more cells than the header is a fault, not an unnamed index.
-        table: pd.DataFrame = pd.read_csv(
-            file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )
+        with warnings.catch_warnings():
+            # Rows with more cells than the header would lose the last ones, or turn the first into an index.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table: pd.DataFrame = pd.read_csv(
+                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
         return table
 
     return read_file

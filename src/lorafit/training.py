@@ -9,7 +9,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
@@ -57,7 +56,7 @@ class Outcome:
     best_accuracy: float
     best_epoch: int
     steps: int
-    seconds: float
+    epochs: int
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
@@ -106,14 +105,20 @@ def plan(
     batch = _collate(middle, tokens, label_ids, pad_id)
     model.to(where.device).train()
     seconds = []
-    with torch.random.fork_rng():  # dropout must not move the generators that training starts from
+    with (
+        bar("Measuring the speed", total=3) as advance,
+        torch.random.fork_rng(),
+    ):  # dropout must not move the generators that training starts from
         for _ in range(3):
             start = time.perf_counter()
             with where.autocast():
                 loss = model(**{key: value.to(where.device) for key, value in batch.items()}).loss
             loss.backward()
+            if where.device == "cuda":
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
             model.zero_grad()
+            advance(1)
     all_tokens = int(tokens.lengths.sum()) * settings.epochs
     return Plan(steps, all_tokens, min(seconds) * all_tokens / int(batch["attention_mask"].sum()))
 
@@ -154,26 +159,28 @@ def fit(
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    start = time.perf_counter()
     guard = _Guard(chance, validation_texts, adapter.trained_weights(model))
     best = _Best(checkpoints / "best", keep=resume is not None)
+    batches = LengthGroupedBatches(tokens.lengths, settings.batch_size, seed)
     trainer = _Trainer(
+        batches=batches,
+        patience=settings.early_stopping,
+        validate=validate,
+        log=log,
+        best=best,
+        guard=guard,
         model=model,
-        args=_arguments(settings, checkpoints, where, seed),
+        args=_arguments(settings, checkpoints, where, seed, resumed=resume is not None),
         train_dataset=_Rows(len(tokens)),
         eval_dataset=_Rows(validation_texts),  # Trainer insists on one; `evaluate` below is what looks
         data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
-        callbacks=[EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else [],
     )
     trainer.remove_callback(PrinterCallback)
-    batches = LengthGroupedBatches(tokens.lengths, settings.batch_size, seed)
-    trainer.hand_over(batches, validate=validate, log=log, best=best, guard=guard)
-    with ExitStack() as stack:
-        advance = stack.enter_context(bar("Training", total=len(batches) * settings.epochs))
+    with bar("Training", total=len(batches) * settings.epochs) as advance:
         trainer.add_callback(_Progress(advance))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     best.restore(model)
-    return Outcome(best.accuracy, best.epoch, trainer.state.global_step, time.perf_counter() - start)
+    return Outcome(best.accuracy, best.epoch, trainer.state.global_step, round(trainer.state.epoch or 0))
 
 
 def refuse_missing_trackers(report_to: list[str]) -> None:
@@ -193,8 +200,17 @@ def refuse_missing_trackers(report_to: list[str]) -> None:
 
 def last_checkpoint(checkpoints: Path) -> Path | None:
     """Return the newest checkpoint that was written whole, or None."""
-    whole = [folder for folder in checkpoints.glob("checkpoint-*") if (folder / "trainer_state.json").is_file()]
+    whole = [folder for folder in checkpoints.glob("checkpoint-*") if _is_whole(folder)]
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether the file that Trainer writes last is there to its end."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class _Rows(Dataset[int]):
@@ -214,9 +230,9 @@ def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int
     return pad(tokens, rows, pad_id) | {"labels": torch.from_numpy(label_ids[rows])}
 
 
-def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int) -> TrainingArguments:
+def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int, *, resumed: bool) -> TrainingArguments:
     every_epoch = settings.checkpoint_every == "epoch"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -228,20 +244,21 @@ def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int)
         use_cpu=where.device == "cpu",
         seed=seed,
         eval_strategy="epoch",
-        eval_on_start=True,  # with B at zero this is the base: the line that the accuracy starts from
-        metric_for_best_model="accuracy",
-        greater_is_better=True,
+        eval_on_start=not resumed,  # with B at zero this is the base: the line that the accuracy starts from
         save_strategy="epoch" if every_epoch else "steps",
         save_steps=500 if every_epoch else settings.checkpoint_every,
         save_total_limit=CHECKPOINTS_KEPT,
         logging_strategy="steps",
         logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to=settings.report_to or "none",
         label_names=["labels"],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=where.device != "cpu",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process would be wrapped in DataParallel
+    return arguments
 
 
 class _Trainer(Trainer):
@@ -249,17 +266,21 @@ class _Trainer(Trainer):
 
     control: TrainerControl
 
-    def hand_over(
-        self, batches: LengthGroupedBatches, *, validate: Validate, log: Log, best: "_Best", guard: "_Guard"
+    def __init__(
+        self,
+        *,
+        batches: LengthGroupedBatches,
+        patience: int,
+        validate: Validate,
+        log: Log,
+        best: "_Best",
+        guard: "_Guard",
+        **trainer: Any,
     ) -> None:
-        """Take what Trainer's own constructor has no place for."""
-        self._batches, self._validate, self._log, self._best, self._guard = (
-            batches,
-            validate,
-            log,
-            best,
-            guard,
-        )
+        super().__init__(**trainer)
+        self._batches = batches
+        self._patience = patience  # epochs without gain; 0 = for ever
+        self._validate, self._log, self._best, self._guard = validate, log, best, guard
         self._tokens_since_log = 0
         self._last_log = time.perf_counter()
 
@@ -276,25 +297,33 @@ class _Trainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the step's line, then let Trainer tell its trackers."""
         if "loss" in logs:
-            now = time.perf_counter()
-            logs["tokens_per_second"] = self._tokens_since_log / (now - self._last_log)
-            self._tokens_since_log, self._last_log = 0, now
-            self._log({"step": self.state.global_step, "epoch": self.state.epoch} | logs)
+            tokens, seconds = self._tokens_since_log, self._seconds_since_log()
+            self._tokens_since_log = 0
+            logs["tokens_per_second"] = tokens / seconds
+            line = {"step": self.state.global_step, "epoch": self.state.epoch, "tokens": tokens, "seconds": seconds}
+            self._log(line | logs)
         super().log(logs, start_time)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, keep the weights when they are the best so far, and look whether something is wrong."""
         scores = self._validate(self.model)
         epoch = round(self.state.epoch or 0)
-        self._log({"step": self.state.global_step, "epoch": epoch, "validation": scores})
+        seconds = self._seconds_since_log()
+        self._log({"step": self.state.global_step, "epoch": epoch, "seconds": seconds, "validation": scores})
         if epoch > 0:
             self._best.offer(self.model, scores["accuracy"], scores["loss"], epoch)
             self._guard.look(self.model, scores["accuracy"], epoch)
+            if self._patience and epoch - self._best.epoch >= self._patience:
+                self.control.should_training_stop = True
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         super().log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self._last_log = time.perf_counter()  # validation is no part of a step
         return metrics
+
+    def _seconds_since_log(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last_log = now - self._last_log, now
+        return seconds
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with storing(Path(self.args.output_dir)):
