@@ -115,27 +115,26 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", texts, [["neg", "pos"][n] for n in labels])
 
 
+def _tiny_values(tiny: Path, reviews: Path) -> dict[str, dict[str, object]]:
+    """Return a recipe's tables that learn the small data in a second or two."""
+    return {
+        "data": {"source": str(reviews), "train_size": 120, "validation_size": 40, "test_size": 40, "max_tokens": 64},
+        "encoder": {"name": str(tiny), "precision": "fp32"},
+        "adapter": {"targets": ["query", "value"]},
+        "training": {"epochs": 3, "learning_rate": 2e-2, "batch_size": 8},
+    }
+
+
 @pytest.fixture
 def tiny_recipe(tiny: Path, reviews: Path) -> Callable[..., object]:
-    """Build a recipe that learns the small data in a second or two; keyword tables override it."""
+    """Build a small recipe; keyword tables override it."""
     from lorafit import recipe
 
-    def build(**tables: dict[str, object]) -> recipe.Recipe:
-        values: dict[str, dict[str, object]] = {
-            "data": {
-                "source": str(reviews),
-                "train_size": 120,
-                "validation_size": 40,
-                "test_size": 40,
-                "max_tokens": 64,
-            },
-            "encoder": {"name": str(tiny), "precision": "fp32"},
-            "adapter": {"targets": ["query", "value"]},
-            "training": {"epochs": 3, "learning_rate": 2e-2, "batch_size": 8},
-        }
+    def build(**tables: object) -> recipe.Recipe:
+        values: dict[str, object] = {"name": "tiny", **_tiny_values(tiny, reviews)}
         for name, table in tables.items():
             values[name] = {**values.get(name, {}), **table} if isinstance(table, dict) else table
-        return recipe.from_values({"name": "tiny", **values})
+        return recipe.from_values(values)
 
     return build
 
@@ -146,20 +145,7 @@ def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory)
     from lorafit import pipeline, recipe
 
     path = tmp_path_factory.mktemp("trained") / "runs" / "tiny"
-    made = recipe.from_values(
-        {
-            "name": "tiny",
-            "data": {
-                "source": str(reviews),
-                "train_size": 120,
-                "validation_size": 40,
-                "test_size": 40,
-                "max_tokens": 64,
-            },
-            "encoder": {"name": str(tiny), "precision": "fp32"},
-            "training": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8},
-        }
-    )
+    made = recipe.from_values({"name": "tiny", **_tiny_values(tiny, reviews)}, ("training.epochs=4",))
     pipeline.evaluate(pipeline.train(made, path))
     return path
 

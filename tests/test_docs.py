@@ -1,5 +1,6 @@
 """What we publish is run: the README's commands, the notebook, the pages of --help, the file tree."""
 
+import json
 import os
 import re
 import subprocess
@@ -74,7 +75,10 @@ def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path) -> N
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     scores = (tmp_path / "runs" / "demo" / "scores.json").read_text()
-    assert float(re.search(r'"adapted": {\s+"accuracy": ([\d.]+)', scores)[1]) >= 0.86
+    accuracy = json.loads(scores)["test"]["adapted"]["accuracy"]
+    assert (
+        accuracy > 0.83
+    )  # what is measured stands in results/; here: that it learned, with four standard errors to spare
     done = subprocess.run([sys.executable, "-c", readme_python()], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "pos" in done.stdout

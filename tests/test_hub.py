@@ -66,7 +66,9 @@ def published(hub: HubServer) -> HubServer:
     return hub
 
 
-def test_an_encoder_is_fetched_once_and_then_nothing_is_asked(published: HubServer) -> None:
+def test_an_encoder_is_fetched_once_and_then_nothing_is_asked(
+    published: HubServer, capfd: pytest.CaptureFixture[str]
+) -> None:
     files = encoders.locate("hub:acme/tiny")
     assert (files.hub_id, files.revision) == ("acme/tiny", published.revision("models", "acme/tiny"))
     assert not (files.folder / "pytorch_model.bin").exists()
@@ -76,6 +78,7 @@ def test_an_encoder_is_fetched_once_and_then_nothing_is_asked(published: HubServ
     assert len(published.requests) == asked
     encoders.locate("hub:acme/tiny", refresh=True)
     assert len(published.requests) > asked
+    assert "hub:acme/tiny is cached; nothing new was fetched." in capfd.readouterr().err
 
 
 def test_nothing_connects_once_it_is_cached(

@@ -6,6 +6,7 @@ what they mean everywhere.
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,21 +75,21 @@ def snapshot(
         )
         return Snapshot(folder, repo, folder.name)
 
+    cached = None
     try:
-        if not refresh:
-            try:
-                cached = take(local_files_only=True)
-                if complete(cached.folder):
-                    return cached
-            except LocalEntryNotFoundError:
-                pass  # not cached, or half of it: the network has the rest
-            say(f"Fetching {_KIND_WORDS[kind]} hub:{source} ...")
+        with suppress(LocalEntryNotFoundError):  # not cached, or half of it: the network has the rest
+            cached = take(local_files_only=True)
+        if cached is not None and complete(cached.folder) and not refresh:
+            return cached
+        say(f"Fetching {_KIND_WORDS[kind]} hub:{source} ...")
         with storing(Path(HF_HUB_CACHE)), byte_bar("Downloading") as report:
             fetched = take(local_files_only=False, bar_class=_reporting_to(report))
     except Exception as error:
         raise _explained(error, source, kind) from error
     if not complete(fetched.folder):
         raise HubError(f"hub:{source} does not hold what an {_KIND_WORDS[kind]} needs: {', '.join(patterns[:3])} ...")
+    if fetched == cached:
+        say(f"hub:{source} is cached; nothing new was fetched.")
     return fetched
 
 
