@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorafit import adapter, encoders, pipeline, predict, runs, runtime, tokens, training
+from lorafit import adapter, batches, encoders, pipeline, predict, runs, runtime, tokens, training
 from lorafit.errors import EncoderError, LorafitWarning, RecipeError, RunError
 from lorafit.recipe import Training
 from tests.conftest import texts_and_labels
@@ -98,9 +98,9 @@ def test_the_order_is_a_pure_function_of_seed_epoch_and_lengths() -> None:
     lengths = np.random.default_rng(0).integers(5, 500, 1000)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        batches = training.LengthGroupedBatches(lengths, 16, seed)
-        batches.set_epoch(epoch)
-        return list(batches)
+        made = batches.LengthGroupedBatches(lengths, 16, seed)
+        made.set_epoch(epoch)
+        return list(made)
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1) != order(1, 1)

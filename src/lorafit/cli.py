@@ -225,12 +225,13 @@ def predict(
     _: Quiet = False,
 ) -> None:
     """Ask a trained adapter about texts."""
-    from lorafit.predict import Classifier
+    from lorafit.predict import Classifier, predict_file
 
     if input_file is not None:
         if texts or output_file is None:
             raise DataError("--input needs --output, and no texts beside it.")
-        _predict_file(adapter, input_file, output_file, text_column or "text", base)
+        rows = predict_file(adapter, input_file, output_file, text_column=text_column or "text", base=base)
+        typer.echo(f"Wrote {rows:,} rows to {output_file}.")
         return
     if output_file is not None or text_column is not None:
         raise DataError("--output and --text-column go with --input.")
@@ -295,33 +296,6 @@ def _recipe_for_file(
     text_column, label_column = text_column or found.text, label_column or found.label
     console.say(f"Columns found: texts in {text_column!r}, labels in {label_column!r}.")
     return recipe.for_file(file, text_column, label_column, settings)
-
-
-def _predict_file(adapter: Path, source: Path, target: Path, text_column: str, base: bool) -> None:
-    """Write the table with the columns `predicted_label` and one `<label>_prob` a label added."""
-    from lorafit import tables
-    from lorafit.data import name_rows
-    from lorafit.predict import Classifier
-
-    tables.refuse_target(target)
-    table = tables.read(source)
-    texts = tables.column(table, text_column, str(source))
-    unusable = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if unusable:
-        raise DataError(f"{source}: {len(unusable)} of {len(texts)} rows have no text ({name_rows(unusable)}).")
-    classifier = Classifier.load(adapter)
-    added = ["predicted_label", *(f"{label}_prob" for label in classifier.labels)]
-    clash = [name for name in added if name in table.columns]
-    if clash:
-        raise DataError(
-            f"{source} has a column {clash[0]!r} already, which the answers would overwrite. Rename it first."
-        )
-    answers = classifier.predict(texts, base=base)
-    table["predicted_label"] = [answer["label"] for answer in answers]
-    for name in added[1:]:
-        table[name] = [answer[name] for answer in answers]
-    tables.write(table, target)
-    typer.echo(f"Wrote {len(table):,} rows to {target}.")
 
 
 def _lines_of_standard_input() -> list[str]:

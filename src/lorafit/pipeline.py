@@ -48,7 +48,7 @@ def fetch(recipe: Recipe) -> None:
     source = data.open_source(recipe.data.source, refresh=True)
     say(f"Data: {source.place}, {len(source.table):,} rows")
     if recipe.data.test_source:
-        test = _open_test(recipe.data)
+        test = _open_test(recipe.data, refresh=True)
         say(f"Test data: {test.place}, {len(test.table):,} rows")
 
 
@@ -164,10 +164,10 @@ def evaluate(run: Run) -> evaluation.Comparison:
     return evaluation.Comparison.from_record(scores["test"])
 
 
-def _open_test(settings: Data) -> data.Source:
-    if settings.test_source.startswith("split:"):
+def _open_test(settings: Data, *, refresh: bool = False) -> data.Source:
+    if settings.test_source.startswith("split:"):  # of the source, which is refreshed by itself
         return data.open_source(settings.source, split=settings.test_source.removeprefix("split:"))
-    return data.open_source(settings.test_source)
+    return data.open_source(settings.test_source, refresh=refresh)
 
 
 def _clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:

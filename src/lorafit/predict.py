@@ -10,10 +10,10 @@ import torch
 from peft import PeftModel
 from scipy.special import softmax
 
-from lorafit import bundle, runtime
+from lorafit import bundle, runtime, tables
 from lorafit.bundle import Loaded
 from lorafit.console import bar
-from lorafit.data import strip_tags
+from lorafit.data import name_rows, strip_tags
 from lorafit.errors import DataError
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens, encode, pad
@@ -120,6 +120,46 @@ class Classifier:
             | {"label": self.labels[int(row.argmax())]}
             for text, row in zip(texts, self.probabilities(texts, base=base), strict=True)
         ]
+
+
+def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "text", base: bool = False) -> int:
+    """Write the table in `source` to `target` with `predicted_label` and one `<label>_prob` a label added.
+
+    Args:
+        path: a run folder or an adapter directory.
+        source: CSV, TSV, JSONL or Parquet.
+        target: the same formats, by its ending.
+        text_column: the column with the texts.
+        base: ask the encoder with its untrained head.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        DataError: no such column, rows without a text, or a column of a name that the answers need.
+        StorageError: the target can't be written.
+
+    >>> predict_file(Path("runs/demo"), Path("reviews.csv"), Path("scored.csv"), text_column="review")
+    """
+    tables.refuse_target(target)
+    table = tables.read(source)
+    texts = tables.column(table, text_column, str(source))
+    unusable = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+    if unusable:
+        raise DataError(f"{source}: {len(unusable)} of {len(texts)} rows have no text ({name_rows(unusable)}).")
+    classifier = Classifier.load(path)
+    added = ["predicted_label", *(f"{label}_prob" for label in classifier.labels)]
+    clash = [name for name in added if name in table.columns]
+    if clash:
+        raise DataError(
+            f"{source} has a column {clash[0]!r} already, which the answers would replace. Rename it first."
+        )
+    answers = classifier.predict(texts, base=base)
+    table["predicted_label"] = [answer["label"] for answer in answers]
+    for name in added[1:]:
+        table[name] = [answer[name] for answer in answers]
+    tables.write(table, target)
+    return len(table)
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:

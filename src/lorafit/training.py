@@ -6,35 +6,32 @@ trackers and checkpoints are transformers'.
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit import adapter
+from lorafit.batches import LengthGroupedBatches
 from lorafit.console import bar
-from lorafit.errors import LorafitWarning, RecipeError
-from lorafit.files import storing, write_text
+from lorafit.epochs import Best, Guard
+from lorafit.errors import RecipeError
+from lorafit.files import storing
 from lorafit.recipe import Training
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens, pad
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-_BATCHES_SORTED_TOGETHER = 32
 CHECKPOINTS_KEPT = 2
-SMALLEST_MOVE = 1e-6  # a weight that learns moves by about the learning rate at every step
 
 Validate = Callable[[torch.nn.Module], dict[str, float]]
 Log = Callable[[dict[str, Any]], None]
@@ -57,43 +54,6 @@ class Outcome:
     best_epoch: int
     steps: int
     epochs: int
-
-
-class LengthGroupedBatches(Sampler[list[int]]):
-    """Batches of texts of like length, in an order that is a pure function of (seed, epoch, lengths).
-
-    32 batches' worth of shuffled texts are sorted by length and cut into batches, whose order is shuffled again: little
-    padding, and a resumed run meets the very batches that it would have met.
-
-    >>> sorted(sum(LengthGroupedBatches(np.array([3, 1, 2]), batch_size=2), []))
-    [0, 1, 2]
-    """
-
-    drop_last = False
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0) -> None:
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; accelerate calls it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng((self.seed, self.epoch))
-        shuffled = random.permutation(len(self.lengths))
-        together = self.batch_size * _BATCHES_SORTED_TOGETHER
-        batches: list[list[int]] = []
-        for start in range(0, len(shuffled), together):
-            some = shuffled[start : start + together]
-            some = some[np.argsort(-self.lengths[some], kind="stable")]
-            batches += [some[at : at + self.batch_size].tolist() for at in range(0, len(some), self.batch_size)]
-        yield from (batches[place] for place in random.permutation(len(batches)))
 
 
 def plan(
@@ -159,8 +119,8 @@ def fit(
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    guard = _Guard(chance, validation_texts, adapter.trained_weights(model))
-    best = _Best(checkpoints / "best", keep=resume is not None)
+    guard = Guard(chance, validation_texts, adapter.trained_weights(model))
+    best = Best(checkpoints / "best", keep=resume is not None)
     batches = LengthGroupedBatches(tokens.lengths, settings.batch_size, seed)
     trainer = _Trainer(
         batches=batches,
@@ -273,8 +233,8 @@ class _Trainer(Trainer):
         patience: int,
         validate: Validate,
         log: Log,
-        best: "_Best",
-        guard: "_Guard",
+        best: Best,
+        guard: Guard,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
@@ -341,74 +301,3 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self._advance(1)
-
-
-class _Best:
-    """The best weights so far, on disk: by validation accuracy, then by lower loss."""
-
-    def __init__(self, folder: Path, *, keep: bool) -> None:
-        self._folder = folder
-        self._facts: dict[str, float] = {}
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        elif (folder / "best.json").is_file():
-            self._facts = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-
-    @property
-    def accuracy(self) -> float:
-        return self._facts["accuracy"]
-
-    @property
-    def epoch(self) -> int:
-        return int(self._facts["epoch"])
-
-    def offer(self, model: torch.nn.Module, accuracy: float, loss: float, epoch: int) -> None:
-        """Keep these weights if they are better than what is kept."""
-        if self._facts and (accuracy, -loss) <= (self._facts["accuracy"], -self._facts["loss"]):
-            return
-        with storing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {k: v.contiguous().cpu() for k, v in adapter.trained_weights(model).items()},
-                self._weights(epoch),
-            )
-            facts = {"accuracy": accuracy, "loss": loss, "epoch": epoch}
-            write_text(self._folder / "best.json", json.dumps(facts))
-            for other in self._folder.glob("epoch-*"):
-                if other != self._weights(epoch):
-                    other.unlink()
-        self._facts = facts
-
-    def restore(self, model: torch.nn.Module) -> None:
-        """Put the best weights back into the model."""
-        model.load_state_dict(load_file(self._weights(self.epoch)), strict=False)
-
-    def _weights(self, epoch: int) -> Path:
-        return self._folder / f"epoch-{epoch}.safetensors"
-
-
-class _Guard:
-    """Speaks up at the end of an epoch when training does not do what training should."""
-
-    def __init__(self, chance: float, texts: int, start: dict[str, torch.Tensor]) -> None:
-        # Two standard errors above always guessing the commonest class: less is within luck.
-        self._chance = chance + 2 * math.sqrt(chance * (1 - chance) / texts)
-        self._start = start
-
-    def look(self, model: torch.nn.Module, accuracy: float, epoch: int) -> None:
-        """Warn if accuracy is still at chance, or if no trainable weight has moved."""
-        now = adapter.trained_weights(model)
-        moved = max(float((now[name] - self._start[name].to(now[name])).abs().max()) for name in now)
-        if moved < SMALLEST_MOVE:
-            warn(
-                f"After epoch {epoch} no trainable weight has moved. Is training.learning_rate too small?",
-                LorafitWarning,
-                stacklevel=2,
-            )
-        elif accuracy <= self._chance:
-            warn(
-                f"After epoch {epoch} validation accuracy is {accuracy:.3f}, no better than guessing the commonest "
-                "label. LoRA often needs a higher training.learning_rate (about 1e-3); check the labels too.",
-                LorafitWarning,
-                stacklevel=2,
-            )
