@@ -44,7 +44,7 @@ def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: An
         checkpoints=folder,
         pad_id=tokenizer.pad_token_id,
         where=FP32,
-        validation_texts=64,
+        validation_label_ids=np.array(labels),
         **more,
     )
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from warnings import warn
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -65,7 +66,9 @@ class Best:
 class Guard:
     """Speaks up at the end of an epoch when training does not do what training should."""
 
-    def __init__(self, chance: float, texts: int, start: dict[str, torch.Tensor]) -> None:
+    def __init__(self, label_ids: np.ndarray, start: dict[str, torch.Tensor]) -> None:
+        texts = len(label_ids)
+        chance = np.bincount(label_ids).max() / texts
         # Two standard errors above always guessing the commonest class: less is within luck.
         self._chance = chance + 2 * math.sqrt(chance * (1 - chance) / texts)
         self._start = start

@@ -259,13 +259,12 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
             found.train.label_ids,
             recipe.training,
             validate=validate,
+            validation_label_ids=found.validation.label_ids,
             log=run.log,
             checkpoints=run.checkpoints,
             pad_id=pad_id,
             where=setup.where,
             seed=recipe.seed,
-            chance=float(np.bincount(found.validation.label_ids).max() / len(found.validation)),
-            validation_texts=len(found.validation),
             resume=resume,
         )
     except KeyboardInterrupt:

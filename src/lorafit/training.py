@@ -90,13 +90,12 @@ def fit(
     settings: Training,
     *,
     validate: Validate,
+    validation_label_ids: np.ndarray,
     log: Log,
     checkpoints: Path,
     pad_id: int,
     where: Runtime,
     seed: int = 0,
-    chance: float = 0.5,
-    validation_texts: int = 1,
     resume: Path | None = None,
 ) -> Outcome:
     """Train the model's adapter and head in place; it ends with the weights of the best epoch.
@@ -107,19 +106,18 @@ def fit(
         label_ids: their label ids.
         settings: the recipe's table ``[training]``.
         validate: gives "accuracy" and "loss" (and what else is worth keeping) of the model on the validation texts.
+        validation_label_ids: their label ids; the guard learns from them what guessing would score.
         log: is given one line a step and one a validation.
         checkpoints: the folder for checkpoints and the best weights so far.
         pad_id: the tokenizer's padding id.
         where: device and precision.
         seed: decides the order of the texts, and dropout.
-        chance: the share of the commonest class, for the guard.
-        validation_texts: how many validation texts there are, for the guard.
         resume: a checkpoint to go on from.
 
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    guard = Guard(chance, validation_texts, adapter.trained_weights(model))
+    guard = Guard(validation_label_ids, adapter.trained_weights(model))
     best = Best(checkpoints / "best", keep=resume is not None)
     batches = LengthGroupedBatches(tokens.lengths, settings.batch_size, seed)
     trainer = _Trainer(
@@ -132,7 +130,7 @@ def fit(
         model=model,
         args=_arguments(settings, checkpoints, where, seed, resumed=resume is not None),
         train_dataset=_Rows(len(tokens)),
-        eval_dataset=_Rows(validation_texts),  # Trainer insists on one; `evaluate` below is what looks
+        eval_dataset=_Rows(len(validation_label_ids)),  # Trainer insists on one; `evaluate` below is what looks
         data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
     )
     trainer.remove_callback(PrinterCallback)
