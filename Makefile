@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, make, and a package index. `make help` explains.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: help demo test check soak bench format clean
 .DEFAULT_GOAL := help
