@@ -156,8 +156,8 @@ def test_without_a_network_what_was_fetched_runs_and_the_rest_says_what_to_do(
     for source in ("data.source=hub:acme/other", "encoder.name=hub:acme/other"):
         said = _offline(tmp_path, ["train", str(made), "-s", source, "--out", "runs/other"], os.environ["HF_HOME"])
         assert said.returncode == 2, said.stderr
-        assert "hub:acme/other is not in the cache and the Hub can't be reached" in said.stderr
-        assert "lorafit fetch RECIPE" in said.stderr
+        assert "hub:acme/other is not in the cache, and the Hub can't be reached. Run" in said.stderr
+        assert "`lorafit fetch RECIPE` once" in said.stderr
         assert "bundled:" in said.stderr
         assert "Traceback" not in said.stderr
 

@@ -121,7 +121,8 @@ def _explained(error: Exception, source: str, kind: Kind) -> Exception:
         return HubError(f"hub:{repo} has no revision {revision!r}.")
     if isinstance(error, HFValidationError):
         return HubError(f"{repo!r} is no name of a repository on the Hub: it has the form NAME or ORGANISATION/NAME.")
+    reason = "" if isinstance(error, LocalEntryNotFoundError) else f": {str(error).splitlines()[0]}"
     return HubError(
-        f"hub:{source} is not in the cache and the Hub can't be reached ({type(error).__name__}). "
+        f"hub:{source} is not in the cache, and the Hub can't be reached{reason}. "
         f"Run `lorafit fetch RECIPE` once where there is a network, or use {_BUNDLED[kind]}, which needs none."
     )
