@@ -47,6 +47,7 @@ def measure_demo() -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         "training_seconds": record["seconds"],
         "parameters": record["parameters"],
+        "adapter_bytes": record["adapter_bytes"],
         "runtime": record["runtime"],
         "test": scores["test"],
         "validation": validations,
