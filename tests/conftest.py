@@ -74,7 +74,7 @@ def make_tiny_encoder(folder: Path) -> Path:
         vocab_size=wordpiece.get_vocab_size(),
         hidden_size=32,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
         initializer_range=0.2,  # random weights this large tell words apart, so that there is something to learn from
@@ -181,7 +181,8 @@ def cli(
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In CI, which installs what the tests need, a test skipped for want of it is a failure."""
+    """In CI, which installs what tests need, one skipped for want of it is a failure; a GPU can't be installed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    if os.environ.get("CI") and any("needs a GPU" not in str(report.longrepr) for report in skipped):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,11 +1,14 @@
 """A classifier answers in order, with names, and only about texts."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer
 
-from lorafit import Classifier
+from lorafit import Classifier, padfree, predict
 from lorafit.errors import BundleError, DataError
 from tests.conftest import BLAME, PRAISE, texts_and_labels
 
@@ -26,6 +29,39 @@ def test_answers_come_in_the_order_of_the_texts_whatever_their_lengths(trained: 
     together = classifier.predict(texts)
     assert [answer["text"] for answer in together] == texts
     np.testing.assert_allclose([a["pos_prob"] for a in together], [a["pos_prob"] for a in alone], atol=1e-5)
+
+
+def test_a_stream_is_answered_in_order_and_read_only_as_far_as_needed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "TEXTS_AT_ONCE", 8)
+    classifier = Classifier.load(trained, precision="fp32")
+    texts, _ = texts_and_labels(20, seed=3)
+    read: list[str] = []
+
+    def source() -> Iterator[str]:
+        for text in texts:
+            read.append(text)
+            yield text
+
+    answers = classifier.stream(source())
+    first = next(answers)
+    assert len(read) == 8
+    together = classifier.predict(texts)
+    for one, other in zip([first, *answers], together, strict=True):
+        assert (one["text"], one["label"]) == (other["text"], other["label"])
+        assert one["pos_prob"] == pytest.approx(other["pos_prob"], abs=1e-5)
+
+
+def test_the_merged_engine_gives_the_adapters_answers_and_leaves_peft_s_model_to_others(trained: Path) -> None:
+    classifier = Classifier.load(trained, precision="fp32")
+    texts, _ = texts_and_labels(10, seed=4)
+    inputs = AutoTokenizer.from_pretrained(trained / "adapter")(texts, return_tensors="pt", padding=True)
+    model = classifier.model
+    assert not padfree.is_enabled(model)
+    with torch.inference_mode():
+        expected = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.softmax(1)
+    np.testing.assert_allclose(classifier.probabilities(texts), expected.numpy(), atol=1e-5)
 
 
 def test_the_base_answers_with_its_untrained_head_the_same_each_time(trained: Path) -> None:

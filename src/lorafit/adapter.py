@@ -7,6 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
+from lorafit import padfree
+from lorafit.runtime import Runtime
+
 # PEFT makes these trainable for sequence classification whatever we say.
 _PEFT_HEADS = {"classifier", "score"}
 
@@ -67,3 +70,28 @@ def count(model: torch.nn.Module) -> Count:
 def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return a copy of every trainable weight by its name."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def speed_up(model: torch.nn.Module, fresh: Sequence[str], where: Runtime) -> None:
+    """Cast the frozen weights once to the precision chosen, and let the encoder run over real tokens only.
+
+    Adapter and fresh modules stay in fp32; a fresh module gets its input in fp32. Call it again for adapters that were
+    attached later.
+
+    Args:
+        model: a classifier, with its adapter or merged with it.
+        fresh: modules that the checkpoint did not hold.
+        where: says the precision.
+    """
+    if where.base_dtype != torch.float32:
+        for name, weight in model.named_parameters():
+            if not ("lora_" in name or set(name.split(".")) & set(fresh)):
+                weight.data = weight.data.to(where.base_dtype)
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] in fresh:
+                module.register_forward_pre_hook(_in_fp32)
+    padfree.enable(model, first_token_only=True)
+
+
+def _in_fp32(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(arg.float() for arg in args)

@@ -52,9 +52,13 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A bundle in memory: the adapted model (its base with the untrained head underneath), tokenizer and manifest."""
+    """A bundle in memory: the adapted model (its base with the untrained head underneath), tokenizer and manifest.
+
+    `fresh` names the modules that the base's checkpoint did not hold.
+    """
 
     model: PeftModel
+    fresh: list[str]
     tokenizer: Any
     manifest: Manifest
 
@@ -119,4 +123,4 @@ def load(folder: Path) -> Loaded:
         raise BundleError(f"{folder / WEIGHTS} can't be loaded: {str(error).splitlines()[0]}") from error
     model.eval()
     tokenizer = encoders.load_tokenizer(folder, str(folder))
-    return Loaded(model, tokenizer, manifest)
+    return Loaded(model, encoder.fresh, tokenizer, manifest)

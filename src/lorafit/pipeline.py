@@ -229,6 +229,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         targets=recipe.adapter.targets,
         fresh=encoder.fresh,
     )
+    adapter.speed_up(model, encoder.fresh, where)
     planned = training.plan(
         model, found.train.tokens, found.train.label_ids, recipe.training, tokenizer.pad_token_id, where
     )

@@ -1,7 +1,7 @@
 """A bundle -> probabilities. Evaluation, the service and the page all use this."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,15 @@ import torch
 from peft import PeftModel
 from scipy.special import softmax
 
-from lorafit import bundle, runtime, tables
-from lorafit.bundle import Loaded
+from lorafit import adapter, bundle, runtime, tables
 from lorafit.console import bar
 from lorafit.data import name_rows, strip_tags
 from lorafit.errors import DataError
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens, encode, pad
 
-TOKENS_PER_BATCH = 4096  # padding included: a batch of 8 at 512 tokens, of 128 at 32
+TOKENS_PER_BATCH = 4096  # a batch of 8 texts at 512 tokens, of 128 at 32
+TEXTS_AT_ONCE = 4096  # of a stream: enough to sort by length, few enough to hold
 
 
 def logits(
@@ -26,8 +26,8 @@ def logits(
 ) -> np.ndarray:
     """Return the logits of every text, (texts, labels) and fp32, in the order of `tokens`.
 
-    Texts run sorted by length, so that little is padded. Training or not, dropout is off, and the model is left in
-    the mode it was in.
+    Texts run sorted by length, longest first: what needs most memory comes at the start, and an ordinary path pads
+    little. Training or not, dropout is off, and the model is left in the mode it was in.
 
     Args:
         model: a sequence classifier.
@@ -56,15 +56,18 @@ def logits(
 class Classifier:
     """A trained adapter on its encoder, ready to answer.
 
+    The adapter is merged into the encoder, which is then cast to the precision chosen and runs over real tokens only.
+
     >>> classifier = Classifier.load("runs/demo")
     >>> classifier.predict(["A film to remember."])[0]["label"]
     'pos'
     """
 
-    def __init__(self, loaded: Loaded, where: Runtime) -> None:
-        self._loaded = loaded
-        self._where = where
-        self._model = loaded.model.to(where.device)
+    def __init__(self, folder: Path, where: Runtime) -> None:
+        self._folder, self._where = folder, where
+        loaded = bundle.load(folder)
+        self._manifest, self._tokenizer = loaded.manifest, loaded.tokenizer
+        self._engines = {"adapted": self._engine(loaded.model.merge_and_unload(), loaded.fresh)}
 
     @classmethod
     def load(cls, path: Path | str, *, precision: str = "auto", threads: int = 0) -> "Classifier":
@@ -75,33 +78,35 @@ class Classifier:
         """
         folder = Path(path)
         inside = folder / "adapter"
-        return cls(bundle.load(inside if inside.is_dir() else folder), runtime.choose(precision, threads))
+        return cls(inside if inside.is_dir() else folder, runtime.choose(precision, threads))
 
     @property
     def model(self) -> PeftModel:
-        """The adapted model, for those who want to go on with PEFT."""
-        return self._model
+        """The adapted model, in fp32 and not merged, for those who want to go on with PEFT; loaded anew each time."""
+        return bundle.load(self._folder).model
 
     @property
     def labels(self) -> list[str]:
         """Label names in the order of their ids."""
-        return self._loaded.manifest.labels
+        return self._manifest.labels
 
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
-        pad_id = self._loaded.tokenizer.pad_token_id
-        with self._model.disable_adapter() if base else nullcontext():
-            return logits(self._model, tokens, pad_id, self._where, "Base" if base else "Adapted")
+        if base and "base" not in self._engines:
+            loaded = bundle.load(self._folder)
+            loaded.model.base_model.disable_adapter_layers()
+            self._engines["base"] = self._engine(loaded.model, loaded.fresh)
+        who = "base" if base else "adapted"
+        return logits(self._engines[who], tokens, self._tokenizer.pad_token_id, self._where, who.capitalize())
 
     def probabilities(self, texts: Sequence[str], *, base: bool = False) -> np.ndarray:
         """Return the probability of each label for each text, (texts, labels)."""
         _refuse_non_texts(texts)
         if not texts:
             return np.empty((0, len(self.labels)), dtype=np.float32)
-        manifest = self._loaded.manifest
-        if manifest.html == "strip":  # as in training
+        if self._manifest.html == "strip":  # as in training
             texts = [strip_tags(text) for text in texts]
-        tokens = encode(texts, self._loaded.tokenizer, manifest.max_tokens)
+        tokens = encode(texts, self._tokenizer, self._manifest.max_tokens)
         return np.asarray(softmax(self.logits(tokens, base=base), axis=1))
 
     def predict(self, texts: Sequence[str], *, base: bool = False) -> list[dict[str, Any]]:
@@ -120,6 +125,20 @@ class Classifier:
             | {"label": self.labels[int(row.argmax())]}
             for text, row in zip(texts, self.probabilities(texts, base=base), strict=True)
         ]
+
+    def stream(self, texts: Iterable[str], *, base: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield what `predict` returns, in the order of the texts, holding no more than a few thousand of them.
+
+        >>> for answer in classifier.stream(line.strip() for line in open("reviews.txt")):
+        ...     print(answer["label"])
+        """
+        waiting = iter(texts)
+        while some := list(islice(waiting, TEXTS_AT_ONCE)):
+            yield from self.predict(some, base=base)
+
+    def _engine(self, model: torch.nn.Module, fresh: list[str]) -> torch.nn.Module:
+        adapter.speed_up(model, fresh, self._where)
+        return model.to(self._where.device)
 
 
 def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "text", base: bool = False) -> int:
@@ -163,7 +182,7 @@ def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
-    """Cut rows that are sorted by falling length into batches of at most `TOKENS_PER_BATCH` padded tokens."""
+    """Cut rows sorted by falling length into batches of at most `TOKENS_PER_BATCH` tokens, padding included."""
     start = 0
     while start < len(order):
         size = max(1, TOKENS_PER_BATCH // int(lengths[order[start]]))

@@ -198,7 +198,7 @@ def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup,  # below 1: a share of all steps
         weight_decay=settings.weight_decay,
-        bf16=where.precision == "bf16",
+        bf16=where.autocasts,
         use_cpu=where.device == "cpu",
         seed=seed,
         eval_strategy="epoch",
