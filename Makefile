@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test check soak bench format clean
+.PHONY: help demo test check soak bench bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo  ## train, compare and try the bundled encoder on bundled reviews
 	$(BIN)/lorafit demo
@@ -25,8 +25,14 @@ check: .venv/.dev  ## the whole gate: format, lint, types, import layers, all te
 soak: .venv/.dev  ## the tests with long counts
 	$(BIN)/pytest -m soak
 
-bench: .venv/.dev  ## measure the published figures into results/
+bench: .venv/.dev  ## measure the main job into results/, and the speed beside plain and tuned peers; about ten minutes
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/speed.py
+
+bench-full: .venv/.bench  ## measure everything published into results/, beside every peer; more than an hour
+	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/speed.py --full
+	$(BIN)/python benchmarks/accuracy.py
 
 format: .venv/.dev  ## mend format and imports
 	$(BIN)/ruff format .
@@ -47,3 +53,7 @@ clean:  ## remove the environment and what tools left
 .venv/.dev: .venv/.python pyproject.toml constraints.txt
 	$(INSTALL) '.[demo,dev]'
 	touch $@ .venv/.demo
+
+.venv/.bench: .venv/.dev
+	$(INSTALL) '.[demo,dev,bench]'
+	touch $@

@@ -37,10 +37,10 @@ def test_the_pages_of_help_are_the_ones_in_the_docs() -> None:
 
 def test_the_file_tree_in_the_readme_is_the_architecture() -> None:
     tree = (ROOT / "README.md").read_text().split("src/lorafit/")[1]
-    named = set(re.findall(r"^\s+([\w.]+(?:/|\.py|\.cpp))\s", tree, flags=re.MULTILINE))
+    named = set(re.findall(r"^\s+([\w.]+(?:/|\.py))\s", tree, flags=re.MULTILINE))
     package = ROOT / "src" / "lorafit"
-    files = {*package.rglob("*.py"), *package.rglob("*.cpp")}
-    assert named == {file.name for file in files} | {f"{file.parent.name}/" for file in files if file.parent != package}
+    folders = {folder for folder in package.rglob("*") if folder.is_dir() and folder.name != "__pycache__"}
+    assert named == {file.name for file in package.rglob("*.py")} | {f"{folder.name}/" for folder in folders}
 
 
 def test_every_link_in_the_readme_leads_somewhere() -> None:

@@ -13,6 +13,7 @@ from lorafit import (
     data,
     encoders,
     evaluation,
+    padfree,
     predict,
     prepared,
     report,
@@ -112,6 +113,7 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
             "parameters": {"trainable": count.trainable, "total": count.total},
             "encoder_sha256": setup.files.sha256,
             "runtime": runtime.as_record(setup.where),
+            "kernels": padfree.status(),
             "machine": runtime.describe_machine(),
         },
         overwrite=overwrite,
@@ -237,7 +239,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     say(f"Labels: {', '.join(found.labels)}")
     say(
         f"Training: {planned.tokens:,} tokens in {planned.steps:,} steps, {recipe.training.epochs} epochs; "
-        f"about {_duration(planned.estimated_seconds)} on {where}."
+        f"about {_duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
     )
     return _Setup(model, tokenizer, files, found, where, planned)
 

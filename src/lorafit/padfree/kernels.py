@@ -18,14 +18,14 @@ from lorafit import runtime
 from lorafit.errors import StorageError
 from lorafit.files import write_atomically
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
+SOURCE = Path(__file__).parent / "native" / "kernels.cpp"
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _BUILD_SECONDS = 300
 
 
 class _Attention(ctypes.Structure):
-    """`struct Attention` of kernels.cpp; the comments stand there."""
+    """`struct Attention` of native/kernels.cpp; the comments stand there."""
 
     _pointers = ("q", "k", "v", "starts", "out", "row_sums", "grad_out", "grad_q", "grad_k", "grad_v")
     _numbers = ("q_row", "k_row", "v_row", "grad_row", "sequences", "tokens", "heads", "head", "window", "queries")
@@ -41,7 +41,7 @@ class _Attention(ctypes.Structure):
 
 
 class _Dropped(ctypes.Structure):
-    """`struct Dropped` of kernels.cpp."""
+    """`struct Dropped` of native/kernels.cpp."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -131,7 +131,8 @@ def _loaded() -> tuple[Kernels | None, str]:
 def _built(compiler: str) -> Path:
     """Return the library for this source, compiler and processor; it is built if it is not there yet."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = "\n".join((SOURCE.read_text(encoding="utf-8"), version, runtime.processor(), *_FLAGS))
+    sources = [file.read_text(encoding="utf-8") for file in sorted(SOURCE.parent.iterdir())]
+    key = "\n".join((*sources, version, runtime.processor(), *_FLAGS))
     name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     library = runtime.cache_dir() / name
     if library.is_file():

@@ -1,0 +1,300 @@
+// Attention over sequences that lie one after the other, forward and backward, and dropout.
+//
+// One task is one head of one sequence: its keys, values and scores stay in the core's own cache, and nothing is
+// computed for padding. The backward pass makes the probabilities again from the row sums, as FlashAttention-2 does
+// (Dao 2023, arXiv:2307.08691).
+
+#include <cmath>
+
+#include "dropout.h"
+#include "parallel.h"
+#include "products.h"
+
+extern "C" {
+
+// What one call works on. Rows are tokens of all sequences; `*_row` are the distances between rows, in numbers.
+struct Attention {
+  const void *q, *k, *v;     // heads x head numbers a row
+  const int64_t* starts;     // where each sequence starts; one more than there are sequences
+  void* out;                 // as q, without gaps
+  float* row_sums;           // (heads, tokens): log2 of the sum of the exponentials
+  const void* grad_out;      // as out; the backward pass from here on
+  void *grad_q, *grad_k, *grad_v;
+  int64_t q_row, k_row, v_row, grad_row;
+  int64_t sequences, tokens, heads, head;
+  int64_t window;   // keys at most so far away; < 0 = all
+  int64_t queries;  // only the first so many rows of each sequence ask; < 0 = all
+  float scale, dropout;
+  uint64_t seed;
+  int32_t threads;
+  Launcher launcher;
+};
+}
+
+namespace {
+
+constexpr long KEYS = 96;  // keys at a time in the backward pass: a multiple of LANES; its scores stay in L2
+
+// Scores that a row may not see become this: their exponential is nothing.
+constexpr float NOTHING = -1e30f;
+constexpr float LOG2_E = 1.44269504088896f;
+
+inline Floats outside(Floats scores, long row, long column, long length, long window) {
+  Ints columns = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (int)column;
+  Ints hidden = columns >= (int)length;
+  if (window >= 0) hidden |= (columns < (int)(row - window)) | (columns > (int)(row + window));
+  return hidden ? spread(NOTHING) : scores;
+}
+
+inline long asking(const Attention& call, long length) {
+  return call.queries < 0 ? length : std::min<long>(length, call.queries);
+}
+
+// Rows of queries at a time: a tile's height or a little less, so that the last block is no splinter. Even, so that
+// bf16 can pair them.
+inline long even_share(long length) {
+  const long most = ACCUMULATORS / 2, blocks = (length + most - 1) / most;
+  return round_up((length + blocks - 1) / blocks, 2);
+}
+
+// Turn one row of scores, those of keys from..to, into weights that do not sum to 1 yet; return their sum.
+template <class T>
+float softmax(const Attention& call, const Dropout& dropout, long start, long row, long head, long length, long from,
+              long to, float* scores, typename T::Number* weights, float* row_sum) {
+  const float to_log2 = call.scale * LOG2_E;
+  Floats most = spread(NOTHING);
+  for (long n = 0; n < to - from; n += LANES) {
+    Floats s = load<Floats>(scores + n);
+    if (call.window >= 0 || from + n + LANES > length) {
+      s = outside(s, row, from + n, length, call.window);
+      store(scores + n, s);
+    }
+    most = s > most ? s : most;
+  }
+  const float top = largest(most) * to_log2;
+  const uint32_t key = dropout.row_key(start + row, head);
+  Floats sum{};
+  for (long n = 0; n < to - from; n += LANES) {
+    Floats p = exp2(load<Floats>(scores + n) * to_log2 - top);
+    sum += p;
+    if (dropout.threshold) p *= dropout.factors(key, from + n);
+    T::put(weights + n, p);
+  }
+  *row_sum = top + std::log2(total(sum));
+  return total(sum);
+}
+
+template <class T>
+void forward(const Attention& call, long sequence, long head) {
+  typedef typename T::Number Number;
+  const long start = call.starts[sequence], length = call.starts[sequence + 1] - start, size = call.head;
+  if (length == 0) return;
+  const long padded = round_up(length, LANES), units = size / T::PER_UNIT;
+  const long queries = asking(call, length), rows_at_once = even_share(queries);
+  static thread_local Buffer<uint32_t> keys_there, values_there;
+  static thread_local Buffer<float> scores_there, sums_there;
+  static thread_local Buffer<Number> weights_there;
+  uint32_t* keys = keys_there.of(padded * units);
+  uint32_t* values = values_there.of(padded / T::PER_UNIT * size);
+  float* scores = scores_there.of(rows_at_once * padded);
+  Number* weights = weights_there.of(rows_at_once * padded);
+  float* sums = sums_there.of(rows_at_once * size);
+
+  const Number* q = (const Number*)call.q + start * call.q_row + head * size;
+  const Number* k = (const Number*)call.k + start * call.k_row + head * size;
+  const Number* v = (const Number*)call.v + start * call.v_row + head * size;
+  Number* out = (Number*)call.out + (start * call.heads + head) * size;
+  float* row_sums = call.row_sums + head * call.tokens + start;
+  std::memset(values, 0, padded / T::PER_UNIT * size * 4);
+  pack_by_head((const uint32_t*)k, call.k_row / T::PER_UNIT, length, units, keys, padded);
+  pack_by_position(v, call.v_row, length, size, values);
+
+  const Dropout dropout = Dropout::of(call.seed, call.dropout);
+  for (long row = 0; row < queries; row += rows_at_once) {
+    const long rows = std::min(rows_at_once, queries - row);
+    long from = 0, to = padded;
+    if (call.window >= 0) {
+      from = std::max(0l, row - call.window) / LANES * LANES;
+      to = std::min(padded, round_up(row + rows + call.window, LANES));
+    }
+    product<T>(rows, to - from, units, (const uint32_t*)(q + row * call.q_row), call.q_row / T::PER_UNIT, 1,
+               keys + from, padded, scores, padded);
+    for (long r = 0; r < rows; r++)
+      scores[r * padded] = softmax<T>(call, dropout, start, row + r, head, length, from, to, scores + r * padded,
+                                      weights + r * padded, row_sums + row + r);
+    product<T>(rows, size, (to - from) / T::PER_UNIT, (const uint32_t*)weights, padded / T::PER_UNIT, 1,
+               values + from / T::PER_UNIT * size, size, sums, size);
+    for (long r = 0; r < rows; r++) {
+      const float share = 1.0f / scores[r * padded];
+      for (long n = 0; n < size; n += LANES)
+        T::put(out + (row + r) * call.heads * size + n, load<Floats>(sums + r * size + n) * share);
+    }
+  }
+}
+
+// Return the gradient of 16 scores of a row, and put the weights that the forward pass used into `weights`.
+inline Floats grad_of_scores(const Attention& call, const Dropout& dropout, long start, long row, long head, long column,
+                             long length, float row_sum, float delta, Floats scores, Floats grad, Floats& weights) {
+  if (call.window >= 0 || column + LANES > length) scores = outside(scores, row, column, length, call.window);
+  const Floats p = exp2(scores * (call.scale * LOG2_E) - row_sum);
+  weights = p;
+  if (dropout.threshold) {
+    Floats factors = dropout.factors(dropout.row_key(start + row, head), column);
+    weights *= factors;
+    grad *= factors;
+  }
+  return p * (grad - delta) * call.scale;
+}
+
+template <class T>
+void backward(const Attention& call, long sequence, long head) {
+  typedef typename T::Number Number;
+  const long start = call.starts[sequence], length = call.starts[sequence + 1] - start, size = call.head;
+  if (length == 0) return;
+  const long padded = round_up(length, LANES), units = size / T::PER_UNIT, out_row = call.heads * size;
+  const long asked = asking(call, length), rows_at_once = even_share(asked);
+  const long row_units = round_up(asked, rows_at_once) / T::PER_UNIT;
+  static thread_local Buffer<uint32_t> packed_there, weights_there, grad_scores_there;
+  static thread_local Buffer<Number> grad_score_rows_there;
+  static thread_local Buffer<float> scores_there, grad_weights_there, grad_q_there, sums_there, deltas_there;
+  const long by_head = padded * units, by_position = (padded + LANES) / T::PER_UNIT * size;
+  uint32_t* keys_by_head = packed_there.of(2 * by_head + 3 * by_position);
+  uint32_t* values_by_head = keys_by_head + by_head;
+  uint32_t* keys = values_by_head + by_head;
+  uint32_t* queries = keys + by_position;
+  uint32_t* grads = queries + by_position;
+  uint32_t* weights = weights_there.of(row_units * KEYS);                       // P, in units of rows
+  uint32_t* grad_scores = grad_scores_there.of(row_units * KEYS);               // dS, in units of rows
+  Number* grad_score_rows = grad_score_rows_there.of(rows_at_once * KEYS);      // dS of a few rows, in units of keys
+  float* scores = scores_there.of(rows_at_once * KEYS);
+  float* grad_weights = grad_weights_there.of(rows_at_once * KEYS);
+  float* grad_q = grad_q_there.of(length * size);
+  float* sums = sums_there.of(KEYS * size);
+  float* deltas = deltas_there.of(length);  // rowsum(dO * O)
+
+  const Number* q = (const Number*)call.q + start * call.q_row + head * size;
+  const Number* k = (const Number*)call.k + start * call.k_row + head * size;
+  const Number* v = (const Number*)call.v + start * call.v_row + head * size;
+  const Number* out = (const Number*)call.out + start * out_row + head * size;
+  const Number* grad_out = (const Number*)call.grad_out + start * out_row + head * size;
+  const float* row_sums = call.row_sums + head * call.tokens + start;
+  std::memset(keys, 0, padded / T::PER_UNIT * size * 4);
+  pack_by_head((const uint32_t*)k, call.k_row / T::PER_UNIT, length, units, keys_by_head, padded);
+  pack_by_head((const uint32_t*)v, call.v_row / T::PER_UNIT, length, units, values_by_head, padded);
+  pack_by_position(k, call.k_row, length, size, keys);
+  pack_by_position(q, call.q_row, asked, size, queries);
+  pack_by_position(grad_out, out_row, asked, size, grads);
+  for (long row = 0; row < asked; row++) {
+    Floats delta{};
+    for (long n = 0; n < size; n += LANES) delta += T::get(out + row * out_row + n) * T::get(grad_out + row * out_row + n);
+    deltas[row] = total(delta);
+  }
+
+  const Dropout dropout = Dropout::of(call.seed, call.dropout);
+  std::memset(grad_q, 0, length * size * 4);
+  for (long key = 0; key < padded; key += KEYS) {
+    const long columns = std::min(KEYS, padded - key), columns_there = std::min(KEYS, length - key);
+    long first = 0, last = asked;  // the rows that see these keys
+    if (call.window >= 0) {
+      first = std::max(0l, key - call.window) / rows_at_once * rows_at_once;
+      last = std::min(asked, key + columns_there + call.window);
+    }
+    for (long row = first; row < last; row += rows_at_once) {
+      const long rows = std::min(rows_at_once, asked - row);
+      product<T>(rows, columns, units, (const uint32_t*)(q + row * call.q_row), call.q_row / T::PER_UNIT, 1,
+                 keys_by_head + key, padded, scores, KEYS);
+      product<T>(rows, columns, units, (const uint32_t*)(grad_out + row * out_row), out_row / T::PER_UNIT, 1,
+                 values_by_head + key, padded, grad_weights, KEYS);
+      for (long r = 0; r < rows; r += T::PER_UNIT)
+        for (long n = 0; n < columns; n += LANES) {
+          Floats p[2] = {}, ds[2] = {};
+          for (long half = r; half < std::min(rows, r + T::PER_UNIT); half++) {
+            const long here = row + half;
+            ds[half - r] = grad_of_scores(call, dropout, start, here, head, key + n, length, row_sums[here], deltas[here],
+                                          load<Floats>(scores + half * KEYS + n),
+                                          load<Floats>(grad_weights + half * KEYS + n), p[half - r]);
+            T::put(grad_score_rows + half * KEYS + n, ds[half - r]);
+          }
+          const long unit = (row + r) / T::PER_UNIT * KEYS + n;
+          put_units(T(), weights + unit, p[0], p[1]);
+          put_units(T(), grad_scores + unit, ds[0], ds[1]);
+        }
+      product<T>(rows, size, columns / T::PER_UNIT, (const uint32_t*)grad_score_rows, KEYS / T::PER_UNIT, 1,
+                 keys + key / T::PER_UNIT * size, size, grad_q + row * size, size, true);
+    }
+    const long first_unit = first / T::PER_UNIT;
+    const long steps =
+        last > first ? round_up(std::min(asked, round_up(last, rows_at_once)), T::PER_UNIT) / T::PER_UNIT - first_unit : 0;
+    for (const bool of_values : {true, false}) {
+      product<T>(columns_there, size, steps, (of_values ? weights : grad_scores) + first_unit * KEYS, 1, KEYS,
+                 (of_values ? grads : queries) + first_unit * size, size, sums, size);
+      Number* to = (Number*)(of_values ? call.grad_v : call.grad_k) + (start + key) * call.grad_row + head * size;
+      for (long row = 0; row < columns_there; row++)
+        for (long n = 0; n < size; n += LANES)
+          T::put(to + row * call.grad_row + n, load<Floats>(sums + row * size + n));
+    }
+  }
+  Number* to = (Number*)call.grad_q + start * call.grad_row + head * size;
+  for (long row = 0; row < length; row++)
+    for (long n = 0; n < size; n += LANES)
+      T::put(to + row * call.grad_row + n, load<Floats>(grad_q + row * size + n));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Dropout on `count` numbers without gaps; run over gradients with the same seed, it is its own backward pass.
+struct Dropped {
+  const void* x;
+  void* out;
+  int64_t count;
+  float share;
+  uint64_t seed;
+  int32_t threads;
+  Launcher launcher;
+};
+}
+
+namespace {
+
+template <class T>
+void drop(const Dropped& call, long from, long to) {
+  typedef typename T::Number Number;
+  const Dropout dropout = Dropout::of(call.seed, call.share);
+  const Number* x = (const Number*)call.x;
+  Number* out = (Number*)call.out;
+  for (long n = from; n < to; n += LANES) {
+    const long numbers = std::min(LANES, to - n);
+    Number some[LANES] = {};
+    std::memcpy(some, x + n, numbers * sizeof(Number));
+    T::put(some, T::get(some) * dropout.factors(dropout.row_key(n >> 20, 0), n & 0xfffff));
+    std::memcpy(out + n, some, numbers * sizeof(Number));
+  }
+}
+template <class T>
+void drop(const Dropped& call) {
+  const long at_once = 16384;
+  in_parallel((call.count + at_once - 1) / at_once, 1, call.threads, call.launcher, [&](long block) {
+    drop<T>(call, block * at_once, std::min<long>(call.count, (block + 1) * at_once));
+  });
+}
+
+template <class T>
+void attention(const Attention& call) {
+  // With many sequences a thread takes all heads of one, which lie in the same lines of memory.
+  const long at_once = call.sequences > 8 * call.threads ? call.heads : 1;
+  in_parallel(call.sequences * call.heads, at_once, call.threads, call.launcher, [&](long task) {
+    call.grad_out ? backward<T>(call, task / call.heads, task % call.heads)
+                  : forward<T>(call, task / call.heads, task % call.heads);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+void attention_fp32(const Attention* call) { attention<Fp32>(*call); }
+void attention_bf16(const Attention* call) { attention<Bf16>(*call); }
+void dropout_fp32(const Dropped* call) { drop<Fp32>(*call); }
+void dropout_bf16(const Dropped* call) { drop<Bf16>(*call); }
+}

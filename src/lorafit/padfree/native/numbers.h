@@ -1,0 +1,103 @@
+// Vectors of 16 numbers, and the two types they are stored in: fp32 and bf16.
+//
+// Vectors are GCC's and clang's vector extensions, so that one text serves AVX2, AVX-512 and NEON; bf16 products use
+// AVX512-BF16 where the processor has it. Numbers are moved in units of 32 bits: two bf16 or one fp32.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Units __attribute__((vector_size(64)));
+
+constexpr long LANES = 16;
+
+template <class V>
+inline V load(const void* from) {
+  V v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class V>
+inline void store(void* to, V v) {
+  std::memcpy(to, &v, sizeof v);
+}
+inline Units spread(uint32_t x) { return Units{} + x; }
+inline Floats spread(float x) { return Floats{} + x; }
+inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
+
+inline float total(Floats v) {
+  float sum = 0;
+  for (int lane = 0; lane < LANES; lane++) sum += v[lane];
+  return sum;
+}
+inline float largest(Floats v) {
+  float most = v[0];
+  for (int lane = 1; lane < LANES; lane++) most = std::max(most, v[lane]);
+  return most;
+}
+
+// 2^x for x <= 127; below -126 the answer is 2^-126, which is nothing beside a sum that holds a 1.
+inline Floats exp2(Floats x) {
+  x = x < -126.0f ? spread(-126.0f) : x;
+  Floats shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest whole number
+  Floats whole = shifted - 12582912.0f;
+  Floats f = x - whole;
+  Floats y = spread(1.535336188319500e-4f);
+  y = y * f + 1.339887440266574e-3f;
+  y = y * f + 9.618437357674640e-3f;
+  y = y * f + 5.550332471162809e-2f;
+  y = y * f + 2.402264791363012e-1f;
+  y = y * f + 6.931472028550421e-1f;
+  y = y * f + 1.0f;
+  Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+  return y * (Floats)power;
+}
+
+struct Fp32 {
+  typedef float Number;
+  static constexpr long PER_UNIT = 1;
+  static Floats dot(Floats sum, Units a, Units b) { return sum + (Floats)a * (Floats)b; }
+  static void put(Number* to, Floats v) { store(to, v); }
+  static Floats get(const Number* from) { return load<Floats>(from); }
+};
+
+struct Bf16 {
+  typedef uint16_t Number;
+  static constexpr long PER_UNIT = 2;
+  static Floats dot(Floats sum, Units a, Units b) {
+#if defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum += (Floats)(a << 16) * (Floats)(b << 16);
+    return sum + (Floats)(a & 0xffff0000u) * (Floats)(b & 0xffff0000u);
+#endif
+  }
+  static void put(Number* to, Floats v) {
+#if defined(__AVX512BF16__)
+    __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(to, &half, sizeof half);
+#else
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    store(to, __builtin_convertvector(rounded(v) >> 16, Halves));
+#endif
+  }
+  static Floats get(const Number* from) {
+    typedef uint16_t Halves __attribute__((vector_size(32)));
+    return (Floats)(__builtin_convertvector(load<Halves>(from), Units) << 16);
+  }
+  // The upper 16 bits are the number rounded to bf16, ties to even.
+  static Units rounded(Floats v) {
+    Units bits = (Units)v;
+    return bits + 0x7fff + ((bits >> 16) & 1);
+  }
+};
+
+}  // namespace
