@@ -40,7 +40,7 @@ TRAINING = {
         ("ours-fp32", 16, 640),
     ],
     "bert-base": [
-        ("plain", 16, 64),
+        ("plain", 16, 80),
         ("tuned", 8, 160),
         ("tuned", 16, 160),
         ("ours", 8, 240),

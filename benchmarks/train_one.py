@@ -20,7 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from lorafit import adapter, encoders, padfree, runtime, training
 
-WARM_UP_STEPS = 2
+WARM_UP_STEPS = 1
 
 
 class Clock(TrainerCallback):
