@@ -33,6 +33,7 @@ bench-full: .venv/.bench  ## measure everything published into results/, beside 
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/speed.py --full
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/table.py
 
 format: .venv/.dev  ## mend format and imports
 	$(BIN)/ruff format .

@@ -31,20 +31,20 @@ RESULTS = HERE.parent / "results"
 # candidate, batch size, reviews: enough for a minute or so each. The peers' best batch size is looked for.
 TRAINING = {
     "bundled": [
-        ("plain", 16, 128),
-        ("tuned", 8, 640),
-        ("tuned", 16, 640),
-        ("tuned-fp32", 8, 320),
-        ("tuned-fp32", 16, 320),
-        ("ours", 16, 960),
-        ("ours-fp32", 16, 640),
+        ("plain", 16, 112),
+        ("tuned", 8, 400),
+        ("tuned", 16, 400),
+        ("tuned-fp32", 8, 160),
+        ("tuned-fp32", 16, 160),
+        ("ours", 16, 640),
+        ("ours-fp32", 16, 320),
     ],
     "bert-base": [
-        ("plain", 16, 80),
-        ("tuned", 8, 160),
-        ("tuned", 16, 160),
-        ("ours", 8, 240),
-        ("ours", 16, 320),
+        ("plain", 16, 64),
+        ("tuned", 8, 128),
+        ("tuned", 16, 128),
+        ("ours", 8, 192),
+        ("ours", 16, 192),
     ],
 }
 SHORT = {"bundled": [("plain", 16, 64), ("tuned", 8, 320), ("ours", 16, 640), ("ours-fp32", 16, 320)]}
@@ -61,7 +61,7 @@ PREDICTION = [
     "ours",
 ]
 SHORT_PREDICTION = ["torch-fp32", "ours"]
-TEXTS = 512
+TEXTS = 256
 
 
 def run(script: str, *arguments: object) -> dict[str, Any]:

@@ -75,7 +75,7 @@ float softmax(const Attention& call, const Dropout& dropout, long start, long ro
   const uint32_t key = dropout.row_key(start + row, head);
   Floats sum{};
   for (long n = 0; n < to - from; n += LANES) {
-    Floats p = exp2(load<Floats>(scores + n) * to_log2 - top);
+    Floats p = exp2<T>(load<Floats>(scores + n) * to_log2 - top);
     sum += p;
     if (dropout.threshold) p *= dropout.factors(key, from + n);
     T::put(weights + n, p);
@@ -133,10 +133,11 @@ void forward(const Attention& call, long sequence, long head) {
 }
 
 // Return the gradient of 16 scores of a row, and put the weights that the forward pass used into `weights`.
+template <class T>
 inline Floats grad_of_scores(const Attention& call, const Dropout& dropout, long start, long row, long head, long column,
                              long length, float row_sum, float delta, Floats scores, Floats grad, Floats& weights) {
   if (call.window >= 0 || column + LANES > length) scores = outside(scores, row, column, length, call.window);
-  const Floats p = exp2(scores * (call.scale * LOG2_E) - row_sum);
+  const Floats p = exp2<T>(scores * (call.scale * LOG2_E) - row_sum);
   weights = p;
   if (dropout.threshold) {
     Floats factors = dropout.factors(dropout.row_key(start + row, head), column);
@@ -210,7 +211,7 @@ void backward(const Attention& call, long sequence, long head) {
           Floats p[2] = {}, ds[2] = {};
           for (long half = r; half < std::min(rows, r + T::PER_UNIT); half++) {
             const long here = row + half;
-            ds[half - r] = grad_of_scores(call, dropout, start, here, head, key + n, length, row_sums[here], deltas[here],
+            ds[half - r] = grad_of_scores<T>(call, dropout, start, here, head, key + n, length, row_sums[here], deltas[here],
                                           load<Floats>(scores + half * KEYS + n),
                                           load<Floats>(grad_weights + half * KEYS + n), p[half - r]);
             T::put(grad_score_rows + half * KEYS + n, ds[half - r]);
@@ -259,24 +260,23 @@ struct Dropped {
 namespace {
 
 template <class T>
-void drop(const Dropped& call, long from, long to) {
+void drop(const Dropped& call) {
   typedef typename T::Number Number;
   const Dropout dropout = Dropout::of(call.seed, call.share);
-  const Number* x = (const Number*)call.x;
-  Number* out = (Number*)call.out;
-  for (long n = from; n < to; n += LANES) {
-    const long numbers = std::min(LANES, to - n);
-    Number some[LANES] = {};
-    std::memcpy(some, x + n, numbers * sizeof(Number));
-    T::put(some, T::get(some) * dropout.factors(dropout.row_key(n >> 20, 0), n & 0xfffff));
-    std::memcpy(out + n, some, numbers * sizeof(Number));
-  }
-}
-template <class T>
-void drop(const Dropped& call) {
   const long at_once = 16384;
+  auto some = [&](const Number* x, Number* out, long n) {
+    T::put(out, T::get(x) * dropout.factors(dropout.row_key(n >> 20, 0), n & 0xfffff));
+  };
   in_parallel((call.count + at_once - 1) / at_once, 1, call.threads, call.launcher, [&](long block) {
-    drop<T>(call, block * at_once, std::min<long>(call.count, (block + 1) * at_once));
+    const Number* x = (const Number*)call.x;
+    Number* out = (Number*)call.out;
+    const long end = std::min<long>(call.count, (block + 1) * at_once), whole = end / LANES * LANES;
+    for (long n = block * at_once; n < whole; n += LANES) some(x + n, out + n, n);
+    if (whole == end) return;
+    Number last[LANES] = {};  // the last few go through a copy, so that whole vectors are moved
+    std::memcpy(last, x + whole, (end - whole) * sizeof(Number));
+    some(last, last, whole);
+    std::memcpy(out + whole, last, (end - whole) * sizeof(Number));
   });
 }
 

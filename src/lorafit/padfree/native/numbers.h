@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -44,27 +44,20 @@ inline float largest(Floats v) {
   return most;
 }
 
-// 2^x for x <= 127; below -126 the answer is 2^-126, which is nothing beside a sum that holds a 1.
-inline Floats exp2(Floats x) {
-  x = x < -126.0f ? spread(-126.0f) : x;
-  Floats shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest whole number
-  Floats whole = shifted - 12582912.0f;
-  Floats f = x - whole;
-  Floats y = spread(1.535336188319500e-4f);
-  y = y * f + 1.339887440266574e-3f;
-  y = y * f + 9.618437357674640e-3f;
-  y = y * f + 5.550332471162809e-2f;
-  y = y * f + 2.402264791363012e-1f;
-  y = y * f + 6.931472028550421e-1f;
-  y = y * f + 1.0f;
-  Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
-  return y * (Floats)power;
-}
-
 struct Fp32 {
   typedef float Number;
   static constexpr long PER_UNIT = 1;
   static Floats dot(Floats sum, Units a, Units b) { return sum + (Floats)a * (Floats)b; }
+  // 2^f for |f| <= 1/2, as exact as the type needs.
+  static Floats power(Floats f) {
+    Floats y = spread(1.535336188319500e-4f);
+    y = y * f + 1.339887440266574e-3f;
+    y = y * f + 9.618437357674640e-3f;
+    y = y * f + 5.550332471162809e-2f;
+    y = y * f + 2.402264791363012e-1f;
+    y = y * f + 6.931472028550421e-1f;
+    return y * f + 1.0f;
+  }
   static void put(Number* to, Floats v) { store(to, v); }
   static Floats get(const Number* from) { return load<Floats>(from); }
 };
@@ -79,6 +72,13 @@ struct Bf16 {
     sum += (Floats)(a << 16) * (Floats)(b << 16);
     return sum + (Floats)(a & 0xffff0000u) * (Floats)(b & 0xffff0000u);
 #endif
+  }
+  static Floats power(Floats f) {
+    Floats y = spread(0.00956051021f);
+    y = y * f + 0.0559170392f;
+    y = y * f + 0.240249811f;
+    y = y * f + 0.693121968f;
+    return y * f + 0.999999191f;
   }
   static void put(Number* to, Floats v) {
 #if defined(__AVX512BF16__)
@@ -99,5 +99,15 @@ struct Bf16 {
     return bits + 0x7fff + ((bits >> 16) & 1);
   }
 };
+
+// 2^x for x <= 127; below -126 the answer is 2^-126, which is nothing beside a sum that holds a 1.
+template <class T>
+inline Floats exp2(Floats x) {
+  x = x < -126.0f ? spread(-126.0f) : x;
+  Floats shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest whole number
+  Floats whole = shifted - 12582912.0f;
+  Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+  return T::power(x - whole) * (Floats)power;
+}
 
 }  // namespace

@@ -133,7 +133,17 @@ void pack_by_position(const uint16_t* x, long x_row, long length, long head, uin
 // Write PER_UNIT rows of scores as units for a product that sums over rows.
 inline void put_units(const Fp32&, uint32_t* to, Floats first, Floats) { store(to, first); }
 inline void put_units(const Bf16&, uint32_t* to, Floats first, Floats second) {
+#if defined(__AVX512BF16__)
+  typedef uint16_t Halves __attribute__((vector_size(64)));
+  Halves both;
+  __m512bh converted = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  std::memcpy(&both, &converted, sizeof both);
+  const Halves woven = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  store(to, (Units)_mm512_permutexvar_epi16((__m512i)woven, (__m512i)both));
+#else
   store(to, (Bf16::rounded(first) >> 16) | (Bf16::rounded(second) & 0xffff0000u));
+#endif
 }
 
 }  // namespace
