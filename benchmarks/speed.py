@@ -12,18 +12,16 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attention
 import rich
-import torch
 import workload
 from rich.table import Table
 
-from lorafit import padfree, runtime
+from lorafit import runtime
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
@@ -76,15 +74,16 @@ def run(script: str, *arguments: object) -> dict[str, Any]:
 
 
 def rounds(
-    jobs: Sequence[tuple[object, ...]], script: str, repeats: int, ceilings: list[float]
-) -> dict[str, dict[str, Any]]:
-    """Return the median of each candidate's figures over the rounds, and every round's rate beside it."""
+    jobs: Sequence[tuple[object, ...]], script: str, repeats: int
+) -> tuple[dict[str, dict[str, Any]], list[float]]:
+    """Return the median of each candidate's figures over the rounds, and the ceilings measured before each of them."""
     found: dict[str, list[dict[str, Any]]] = {}
+    ceilings: list[float] = []
     for _ in range(repeats):
         for job in jobs:
-            ceilings.append(workload.ceiling_gflops())
+            ceilings.append(round(workload.ceiling_gflops(), 1))
             found.setdefault(" ".join(map(str, job)), []).append(run(script, *job))
-    return {name: _median(results) for name, results in found.items()}
+    return {name: _median(results) for name, results in found.items()}, ceilings
 
 
 def _median(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -154,34 +153,25 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all peers, two rounds, written to results/speed.json")
     full = parser.parse_args().full
     runtime.choose("fp32")
-    ceilings: list[float] = []
-    training, prediction = {}, {}
     repeats = 2 if full else 1
+    training, ceilings = {}, {}
     for shape, jobs in (TRAINING if full else SHORT).items():
         of_shape = [(candidate, shape, batch_size, texts) for candidate, batch_size, texts in jobs]
-        training[shape] = rounds(of_shape, "train_one.py", repeats, ceilings)
+        training[shape], ceilings[shape] = rounds(of_shape, "train_one.py", repeats)
     named = [(candidate, TEXTS) for candidate in (PREDICTION if full else SHORT_PREDICTION)]
-    prediction = rounds(named, "predict_one.py", repeats, ceilings)
+    prediction, ceilings["prediction"] = rounds(named, "predict_one.py", repeats)
     kernels = attention.measure(full=full)
-    ceiling = statistics.median(ceilings)
-    ratios = {shape: training_ratios(results, ceiling) for shape, results in training.items()}
+    ceiling = {section: statistics.median(each) for section, each in ceilings.items()}
+    ratios = {shape: training_ratios(results, ceiling[shape]) for shape, results in training.items()}
     for shape, results in training.items():
-        show(f"Training, {shape}", results, ceiling)
-    show("Prediction, bundled", prediction, ceiling)
-    rich.print({"bf16 ceiling, GFLOP/s": round(ceiling)} | ratios | {"prediction": prediction_ratios(prediction)})
+        show(f"Training, {shape}", results, ceiling[shape])
+    show("Prediction, bundled", prediction, ceiling["prediction"])
+    rich.print({"bf16 ceiling, GFLOP/s": ceiling} | ratios | {"prediction": prediction_ratios(prediction)})
     if full:
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=True
-        )
-        result = {
-            "commit": commit.stdout.strip(),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": runtime.describe_machine(),
-            "kernels": padfree.status(),
-            "threads": torch.get_num_threads(),
+        measured = {
             "rounds": repeats,
-            "bf16_ceiling_gflops": round(ceiling, 1),
-            "bf16_ceiling_gflops_of_rounds": [round(each) for each in ceilings],
+            "bf16_ceiling_gflops": ceiling,
+            "bf16_ceiling_gflops_of_rounds": ceilings,
             "training": training,
             "training_ratios": ratios,
             "prediction": prediction,
@@ -189,7 +179,7 @@ def main() -> None:
             "attention": kernels,
         }
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
+        (RESULTS / "speed.json").write_text(json.dumps(workload.circumstances() | measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":

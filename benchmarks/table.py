@@ -4,10 +4,12 @@ python benchmarks/table.py          (the end of make bench-full)
 """
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+WIDTH = 125
 BEGIN, END = "<!-- speed: made by benchmarks/table.py -->\n", "<!-- /speed -->\n"
 
 
@@ -58,34 +60,40 @@ def sentences(speed: dict[str, Any], accuracy: dict[str, Any]) -> list[str]:
     ratios = speed["training_ratios"]
     shares = [f"{of_it['share of the bf16 ceiling']:.0%}" for of_it in ratios.values()]
     memory = [f"{of_it['peak memory: ours / tuned, equal batch']:.2f}" for of_it in ratios.values()]
-    once, kept = accuracy["one_pass"], accuracy["one_pass_dropout_kept"]
-    cost, beside = accuracy["cost_per_review_milliseconds"], accuracy["beside_the_plain_loop"]
-    ours, plain = beside["ours"]["accuracy"], beside["plain"]["accuracy"]
-    return [
-        f"* Share of this machine's own bf16 matrix products ({ceiling:.0f} GFLOP/s): {shares[0]} on the bundled encoder,",
-        f"  {shares[1]} on bert-base's shape. Peak memory beside the tuned peer at the same batch size: {memory[0]} of it,",
-        f"  and {memory[1]}.",
-        f"* {once['training_seconds']:.0f} seconds of training give an accuracy of {once['accuracy']:.4f} on 2,000 untouched reviews",
-        f"  (mean of three seeds, standard deviation {once['accuracy_standard_deviation']:.4f}; `recipes/imdb-one-pass.toml`,",
-        f"  head on the first token). With the encoder's own dropout kept: {kept['accuracy']:.4f} in "
-        f"{kept['training_seconds']:.0f} seconds.",
-        f"* Accuracy beside the plain loop on the same texts and seeds (1,700 reviews of up to 128 tokens, one epoch, mean of",
-        f"  three seeds): {ours:.4f} against {plain:.4f}.",
-        f"* A review costs {cost['2000']:.2f} ms in an epoch of 2,000 and {cost['23000']:.2f} ms in one of 23,000 (64 tokens).",
+    once, beside = accuracy["one_pass"], accuracy["beside_the_plain_loop"]
+    ceilings = [f"{speed['bf16_ceiling_gflops'][shape]:.0f}" for shape in ratios]
+    small, large = accuracy["cost_per_review_milliseconds"].values()
+    ours, kept, plain = (f"{beside[who]['accuracy']:.4f}" for who in ("ours", "ours_dropout_kept", "plain"))
+    kept_seconds, seconds = (f"{beside[who]['training_seconds']:.0f} s" for who in ("ours_dropout_kept", "ours"))
+    items = [
+        f"Share of this machine's own bf16 matrix products, measured in between: {shares[0]} of {ceilings[0]} GFLOP/s on "
+        f"the bundled encoder, {shares[1]} of {ceilings[1]} on bert-base's shape. Peak memory beside the tuned peer at the same batch size: {memory[0]} "
+        f"and {memory[1]} of it.",
+        f"{once['training_seconds']:.0f} seconds of training give {once['accuracy']:.4f} on 2,000 untouched reviews: "
+        f"mean of three seeds, standard deviation {once['accuracy_standard_deviation']:.4f}; "
+        "`recipes/imdb-one-pass.toml`, head on the first token.",
+        f"Beside the plain loop on the same texts and seeds (1,700 reviews of up to 128 tokens, once): {ours} "
+        f"against {plain}, means of three seeds. With BERT's own dropout kept lorafit scores {kept}, and takes "
+        f"{kept_seconds} in place of {seconds}.",
+        f"A review costs {small:.2f} ms in an epoch of 2,000 and {large:.2f} ms in one of 23,000 (64 tokens).",
     ]
+    return [textwrap.fill(item, WIDTH, initial_indent="* ", subsequent_indent="  ") for item in items]
 
 
 def conditions(speed: dict[str, Any]) -> list[str]:
     """Return where and how it was measured."""
     packages = speed["machine"]["packages"]
-    return [
-        f"{speed['threads']} cores of an {' '.join(speed['machine']['processor'].split()[:2])} with AVX512-BF16, torch "
-        f"{packages['torch']}, transformers {packages['transformers']},",
-        f"PEFT {packages['peft']}; real IMDB reviews of up to 512 tokens, r=8 on query and value; bert-base with random weights;",
-        f"medians of {speed['rounds']} rounds in turn. Plain is transformers' Trainer with PEFT as it comes: fp32, padded batches of",
-        "16, BERT's own dropout. Tuned is the same in bf16 with batches of like length, SDPA, no dropout, at its best batch",
-        "size. All of it: [results/speed.json](results/speed.json), [results/accuracy.json](results/accuracy.json).",
-    ]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "peft"))
+    processor = " ".join(speed["machine"]["processor"].split()[:2])
+    text = (
+        f"{speed['threads']} cores of an {processor} with AVX512-BF16; {versions}; real IMDB reviews of up to 512 tokens, "
+        "r=8 on query and value; bert-base with random weights; medians of "
+        f"{speed['rounds']} rounds in turn. Plain is transformers' Trainer with PEFT as it comes: fp32, padded batches "
+        "of 16, BERT's own dropout. Tuned is the same in bf16 with batches of like length, SDPA and no dropout, at its "
+        "best batch size. All of it: [results/speed.json](results/speed.json), "
+        "[results/accuracy.json](results/accuracy.json)."
+    )
+    return [textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
 
 
 def block() -> str:

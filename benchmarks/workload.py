@@ -1,14 +1,18 @@
 """What every candidate of the speed benchmark works on: the same reviews, the same encoders, the same count of work."""
 
 import json
+import statistics
+import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lorafit import adapter, console, encoders, recipe
+from lorafit import adapter, console, encoders, padfree, recipe, runtime
 from lorafit.pipeline import prepare
 from lorafit.prepared import Prepared
 from lorafit.recipe import Recipe
@@ -76,9 +80,6 @@ def flops(shape: Shape, lengths: np.ndarray, *, training: bool) -> float:
 
 def ceiling_gflops() -> float:
     """Return this machine's bf16 matrix products, 2048 x 768 x 3072, in GFLOP/s: the median of fifty."""
-    import statistics
-    import time
-
     left, right = torch.randn(2048, 768).bfloat16(), torch.randn(768, 3072).bfloat16()
     seconds = []
     for _ in range(60):
@@ -86,6 +87,20 @@ def ceiling_gflops() -> float:
         torch.mm(left, right)
         seconds.append(time.perf_counter() - start)
     return 2 * 2048 * 768 * 3072 / statistics.median(seconds[10:]) / 1e9
+
+
+def circumstances() -> dict[str, Any]:
+    """Return commit, date, machine, kernels and threads, for the record that stands beside every number."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": runtime.describe_machine(),
+        "kernels": padfree.status(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def report(result: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """What we publish is run: the README's commands, the notebook, the pages of --help, the file tree."""
 
+import importlib
 import json
 import os
 import re
@@ -41,6 +42,12 @@ def test_the_file_tree_in_the_readme_is_the_architecture() -> None:
     package = ROOT / "src" / "lorafit"
     folders = {folder for folder in package.rglob("*") if folder.is_dir() and folder.name != "__pycache__"}
     assert named == {file.name for file in package.rglob("*.py")} | {f"{folder.name}/" for folder in folders}
+
+
+def test_the_table_of_speed_in_the_readme_is_the_one_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = importlib.import_module("table")
+    assert table.block() in (ROOT / "README.md").read_text(), "run: python benchmarks/table.py"
 
 
 def test_every_link_in_the_readme_leads_somewhere() -> None:
