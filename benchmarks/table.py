@@ -66,9 +66,9 @@ def sentences(speed: dict[str, Any], accuracy: dict[str, Any]) -> list[str]:
     ours, kept, plain = (f"{beside[who]['accuracy']:.4f}" for who in ("ours", "ours_dropout_kept", "plain"))
     kept_seconds, seconds = (f"{beside[who]['training_seconds']:.0f} s" for who in ("ours_dropout_kept", "ours"))
     items = [
-        f"Share of this machine's own bf16 matrix products, measured in between: {shares[0]} of {ceilings[0]} GFLOP/s on "
-        f"the bundled encoder, {shares[1]} of {ceilings[1]} on bert-base's shape. Peak memory beside the tuned peer at the same batch size: {memory[0]} "
-        f"and {memory[1]} of it.",
+        f"Share of this machine's own bf16 matrix products, measured in between: {shares[0]} of {ceilings[0]} GFLOP/s "
+        f"on the bundled encoder, {shares[1]} of {ceilings[1]} on bert-base's shape. Peak memory beside the tuned peer "
+        f"at the same batch size: {memory[0]} and {memory[1]} of it.",
         f"{once['training_seconds']:.0f} seconds of training give {once['accuracy']:.4f} on 2,000 untouched reviews: "
         f"mean of three seeds, standard deviation {once['accuracy_standard_deviation']:.4f}; "
         "`recipes/imdb-one-pass.toml`, head on the first token.",
@@ -86,8 +86,8 @@ def conditions(speed: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "transformers", "peft"))
     processor = " ".join(speed["machine"]["processor"].split()[:2])
     text = (
-        f"{speed['threads']} cores of an {processor} with AVX512-BF16; {versions}; real IMDB reviews of up to 512 tokens, "
-        "r=8 on query and value; bert-base with random weights; medians of "
+        f"{speed['threads']} cores of an {processor} with AVX512-BF16; {versions}; real IMDB reviews of up to 512 "
+        "tokens, r=8 on query and value; bert-base with random weights; medians of "
         f"{speed['rounds']} rounds in turn. Plain is transformers' Trainer with PEFT as it comes: fp32, padded batches "
         "of 16, BERT's own dropout. Tuned is the same in bf16 with batches of like length, SDPA and no dropout, at its "
         "best batch size. All of it: [results/speed.json](results/speed.json), "

@@ -92,7 +92,11 @@ def ceiling_gflops() -> float:
 def circumstances() -> dict[str, Any]:
     """Return commit, date, machine, kernels and threads, for the record that stands beside every number."""
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {
         "commit": commit.stdout.strip(),

@@ -24,7 +24,7 @@ def test_speeding_up_casts_the_frozen_weights_and_nothing_else(family: str) -> N
         assert weight.dtype == (torch.float32 if stays else torch.bfloat16), name
     found = step(model)
     assert {grad.dtype for grad in found.values()} == {torch.float32}
-    assert gap(exact, found) < 0.05
+    assert gap(exact, found) < 2 * gap(exact, step(adapted(family, torch.bfloat16)))
 
 
 def test_in_fp32_nothing_is_cast_and_the_answers_are_the_same() -> None:
@@ -41,7 +41,7 @@ def test_an_encoder_that_padfree_cannot_serve_trains_in_bf16_on_its_ordinary_pat
     model = adapted(family)
     with pytest.warns(LorafitWarning, match="keeps its ordinary path"):
         adapter.speed_up(model, ["classifier", "pooler"], BF16)
-    assert gap(exact, step(model)) < 0.1
+    assert gap(exact, step(model)) < 2 * gap(exact, step(adapted(family, torch.bfloat16)))
 
 
 def test_merged_models_are_sped_up_too() -> None:

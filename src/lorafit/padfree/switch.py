@@ -60,7 +60,7 @@ def enable(model: nn.Module, *, first_token_only: bool = False) -> bool:
             `enable` is called again.
         first_token_only: let the last layer compute each text's first token only. For models that look at nothing
             else, as classifiers with a pooler or a head on the first token do; `last_hidden_state` then holds one
-            token a text. Exact, and worth a seventh of a 6-layer encoder; only BERT, RoBERTa and their like have it.
+            token a text. Exact; only BERT, RoBERTa and their like have it.
 
     >>> enable(AutoModelForSequenceClassification.from_pretrained("bert-base-uncased"))
     True
