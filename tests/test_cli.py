@@ -317,18 +317,6 @@ def test_help_and_version_answer_without_torch(flag: str) -> None:
     assert "lorafit" in done.stdout
 
 
-def _interrupted(process: "subprocess.Popen[str]") -> str:
-    """Press Ctrl-C, again if Python lost it inside some library's finalizer, and return what was said."""
-    for _ in range(3):
-        process.send_signal(signal.SIGINT)
-        try:
-            return process.communicate(timeout=10)[1]
-        except subprocess.TimeoutExpired:
-            continue
-    process.kill()
-    raise AssertionError(f"Ctrl-C did not end it: {process.communicate()[1]}")
-
-
 def test_ctrl_c_leaves_with_130_and_names_the_command_that_goes_on(tiny_recipe: Any, tmp_path: Path) -> None:
     file = recipe_file(tmp_path, tiny_recipe(training={"epochs": 5000}))
     command = [sys.executable, "-m", "lorafit", "train", str(file)]
@@ -337,7 +325,8 @@ def test_ctrl_c_leaves_with_130_and_names_the_command_that_goes_on(tiny_recipe: 
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (history.exists() and len(history.read_text().splitlines()) > 20):
         time.sleep(0.1)
-    err = _interrupted(process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "lorafit train --resume runs/tiny" in err
-    assert "Traceback" not in err or "Exception ignored in" in err
+    assert "Traceback" not in err

@@ -6,8 +6,11 @@ trackers and checkpoints are transformers'.
 
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,8 +137,8 @@ def fit(
         data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
     )
     trainer.remove_callback(PrinterCallback)
-    with bar("Training", total=len(batches) * settings.epochs) as advance:
-        trainer.add_callback(_Progress(advance))
+    with _interrupted_between_steps() as interrupted, bar("Training", total=len(batches) * settings.epochs) as advance:
+        trainer.add_callback(_Progress(advance, interrupted))
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     best.restore(model)
     return Outcome(best.accuracy, best.epoch, trainer.state.global_step, round(trainer.state.epoch or 0))
@@ -288,14 +291,35 @@ class _Trainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
 
 
+@contextmanager
+def _interrupted_between_steps() -> Iterator[threading.Event]:
+    """Keep the first Ctrl-C for the end of the step, where no finalizer can swallow it; a second is Python's."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield interrupted
+        return
+
+    def note(*_: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Progress(TrainerCallback):
     """Moves our progress bar."""
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
+    def __init__(self, advance: Callable[[int], None], interrupted: threading.Event) -> None:
+        self._advance, self._interrupted = advance, interrupted
 
     def on_train_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
         self._advance(state.global_step)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         self._advance(1)
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
