@@ -71,7 +71,8 @@ def plain_loop(made: Recipe) -> dict[str, Any]:
     found = pipeline.prepare(made)
     files = encoders.locate(made.encoder.name)
     encoder = encoders.load(files, found.labels, dropout="keep", seed=made.seed)
-    model = adapter.attach(encoder.model, made.adapter.rank, made.adapter.alpha, fresh=encoder.fresh)
+    lora = made.adapter
+    model = adapter.attach(encoder.model, lora.rank, lora.alpha, targets=lora.targets, fresh=encoder.fresh)
     train = found.train
     rows = [{"input_ids": train.tokens[n].tolist(), "labels": int(train.label_ids[n])} for n in range(len(train))]
     settings = made.training

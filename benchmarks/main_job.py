@@ -22,7 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lorafit import console, recipe, runtime
+import workload
+
+from lorafit import console, recipe
 from lorafit.pipeline import prepare
 
 ROOT = Path(__file__).parents[1]
@@ -87,13 +89,7 @@ def measure_help() -> float:
 def main() -> None:
     """Measure, print and save."""
     console.silence()
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    result: dict[str, Any] = {
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": runtime.describe_machine(),
+    result: dict[str, Any] = workload.circumstances() | {
         "recipe": recipe.load(recipe.shipped("demo")).model_dump(),
         "help_seconds": measure_help(),
         "tokenizing": measure_tokenizing(),

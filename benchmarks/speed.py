@@ -150,10 +150,10 @@ def show(title: str, results: dict[str, dict[str, Any]], ceiling: float) -> None
 def main() -> None:
     """Measure, print, and save a full run."""
     parser = argparse.ArgumentParser(description="Measure lorafit's speed beside its peers'.")
-    parser.add_argument("--full", action="store_true", help="all peers, two rounds, written to results/speed.json")
+    parser.add_argument("--full", action="store_true", help="all peers, three rounds, written to results/speed.json")
     full = parser.parse_args().full
     runtime.choose("fp32")
-    repeats = 2 if full else 1
+    repeats = 3 if full else 1
     training, ceilings = {}, {}
     for shape, jobs in (TRAINING if full else SHORT).items():
         of_shape = [(candidate, shape, batch_size, texts) for candidate, batch_size, texts in jobs]

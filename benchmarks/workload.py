@@ -20,6 +20,7 @@ from lorafit.tokens import Tokens
 
 DEMO: Recipe = recipe.load(recipe.shipped("demo"))
 LABELS = DEMO.data.labels
+LORA: dict[str, Any] = {"rank": 8, "alpha": 16, "targets": ["query", "value"]}  # what most people train
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,9 @@ def classifier(shape: str, dropout: float | str) -> tuple[Any, list[str]]:
 
 
 def adapted(shape: str, dropout: float | str) -> tuple[Any, list[str]]:
-    """Return the same with the demo's adapter."""
+    """Return the same with an adapter, and its fresh modules."""
     model, fresh = classifier(shape, dropout)
-    return adapter.attach(
-        model, DEMO.adapter.rank, DEMO.adapter.alpha, targets=DEMO.adapter.targets, fresh=fresh
-    ), fresh
+    return adapter.attach(model, **LORA, fresh=fresh), fresh
 
 
 def flops(shape: Shape, lengths: np.ndarray, *, training: bool) -> float:
@@ -91,20 +90,25 @@ def ceiling_gflops() -> float:
 
 def circumstances() -> dict[str, Any]:
     """Return commit, date, machine, kernels and threads, for the record that stands beside every number."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     return {
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": runtime.describe_machine(),
         "kernels": padfree.status(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str:
+    """Return the commit's name, "-dirty" behind it where what decides a figure differs from it."""
+    commit = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    same = _git("diff", "--quiet", "HEAD", "--", "src", "benchmarks", "recipes", "constraints.txt").returncode == 0
+    return commit if same else f"{commit}-dirty"
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
 
 
 def report(result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,22 @@ def test_the_projections_see_as_many_rows_as_there_are_real_tokens(family: str) 
     step(model)
     assert len(rows) >= 4 * 3
     assert set(rows) == {sum(LENGTHS)}
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_hooks_of_others_on_the_encoder_see_padded_states_whenever_they_came(family: str) -> None:
+    model = adapted(family)
+    encoder = model.base_model.model.base_model
+    shapes: list[torch.Size] = []
+
+    def note(_module: nn.Module, _args: object, output: Any) -> None:
+        shapes.append(output.last_hidden_state.shape)
+
+    encoder.register_forward_hook(note)
+    padfree.enable(model)
+    encoder.register_forward_hook(note)
+    model(**batch())
+    assert shapes == [(len(LENGTHS), max(LENGTHS), 64)] * 2
 
 
 def test_only_first_tokens_go_behind_the_last_attention_when_that_is_asked_for() -> None:

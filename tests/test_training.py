@@ -94,11 +94,12 @@ def test_padding_changes_nothing(tiny: Path) -> None:
     np.testing.assert_allclose(together, np.array(alone), atol=1e-5)
 
 
-def test_the_order_is_a_pure_function_of_seed_epoch_and_lengths() -> None:
+@pytest.mark.parametrize("by_length", [True, False])
+def test_the_order_is_a_pure_function_of_seed_epoch_and_lengths(by_length: bool) -> None:
     lengths = np.random.default_rng(0).integers(5, 500, 1000)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        made = batches.LengthGroupedBatches(lengths, 16, seed)
+        made = batches.Batches(lengths, 16, seed, by_length=by_length)
         made.set_epoch(epoch)
         return list(made)
 
@@ -106,7 +107,7 @@ def test_the_order_is_a_pure_function_of_seed_epoch_and_lengths() -> None:
     assert order(0, 0) != order(0, 1) != order(1, 1)
     assert sorted(row for batch in order(0, 3) for row in batch) == list(range(1000))
     computed = sum(len(batch) * lengths[batch].max() for batch in order(0, 0))
-    assert computed < 1.1 * lengths.sum()  # random batches of 16 would compute twice as much
+    assert (computed < 1.1 * lengths.sum()) == by_length  # padded, random batches compute nearly twice as much
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,29 @@ from torch.utils.data import Sampler
 _BATCHES_SORTED_TOGETHER = 32
 
 
-class LengthGroupedBatches(Sampler[list[int]]):
-    """Batches of texts of like length, in an order that is a pure function of (seed, epoch, lengths).
+class Batches(Sampler[list[int]]):
+    """Batches of shuffled texts, in an order that is a pure function of (seed, epoch, lengths).
 
-    32 batches' worth of shuffled texts are sorted by length and cut into batches, whose order is shuffled again: little
-    padding, and a resumed run meets the very batches that it would have met.
+    A resumed run meets the very batches that it would have met.
 
-    >>> sorted(sum(LengthGroupedBatches(np.array([3, 1, 2]), batch_size=2), []))
+    Args:
+        lengths: tokens of each text.
+        batch_size: texts a batch.
+        seed: decides the order.
+        by_length: put texts of like length together, for encoders that compute padding: 32 batches' worth of texts are
+            sorted by length and cut into batches, whose order is shuffled again.
+
+    >>> sorted(sum(Batches(np.array([3, 1, 2]), batch_size=2), []))
     [0, 1, 2]
     """
 
     drop_last = False
 
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int = 0, *, by_length: bool = False) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
+        self.by_length = by_length
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -36,11 +43,10 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
-        shuffled = random.permutation(len(self.lengths))
-        together = self.batch_size * _BATCHES_SORTED_TOGETHER
-        batches: list[list[int]] = []
-        for start in range(0, len(shuffled), together):
-            some = shuffled[start : start + together]
-            some = some[np.argsort(-self.lengths[some], kind="stable")]
-            batches += [some[at : at + self.batch_size].tolist() for at in range(0, len(some), self.batch_size)]
+        rows = random.permutation(len(self.lengths))
+        if self.by_length:
+            together = self.batch_size * _BATCHES_SORTED_TOGETHER
+            parts = [rows[start : start + together] for start in range(0, len(rows), together)]
+            rows = np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in parts])
+        batches = [rows[start : start + self.batch_size].tolist() for start in range(0, len(rows), self.batch_size)]
         yield from (batches[place] for place in random.permutation(len(batches)))

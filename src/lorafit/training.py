@@ -23,8 +23,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
-from lorafit import adapter
-from lorafit.batches import LengthGroupedBatches
+from lorafit import adapter, padfree
+from lorafit.batches import Batches
 from lorafit.console import bar
 from lorafit.epochs import Best, Guard
 from lorafit.errors import RecipeError
@@ -122,7 +122,7 @@ def fit(
     """
     guard = Guard(validation_label_ids, adapter.trained_weights(model))
     best = Best(checkpoints / "best", keep=resume is not None)
-    batches = LengthGroupedBatches(tokens.lengths, settings.batch_size, seed)
+    batches = Batches(tokens.lengths, settings.batch_size, seed, by_length=not padfree.is_enabled(model))
     trainer = _Trainer(
         batches=batches,
         patience=settings.early_stopping,
@@ -230,7 +230,7 @@ class _Trainer(Trainer):
     def __init__(
         self,
         *,
-        batches: LengthGroupedBatches,
+        batches: Batches,
         patience: int,
         validate: Validate,
         log: Log,

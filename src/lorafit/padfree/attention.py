@@ -78,14 +78,14 @@ def attend(
         window: a token sees others at most so far away; None sees all of its text.
         queries: only the first so many tokens of each text ask, the rest of the answer is undefined; None = all.
     """
+    inputs = (query, key, value)
+    options = _Options(scale, dropout, window, queries, kernels.draw_seed() if dropout else 0)
     if query.is_cuda and importlib.util.find_spec("flash_attn") and query.dtype in (torch.bfloat16, torch.float16):
-        return _flash(query, key, value, layout, scale, dropout, window)
-    compiled = kernels.usable(query, key, value)
-    if compiled and query.shape[-1] % _LANES == 0:
-        options = _Options(scale, dropout, window, queries, kernels.draw_seed() if dropout else 0)
-        out: torch.Tensor = _Compiled.apply(options, layout.starts, *map(_rows_in_place, (query, key, value)))
+        return _flash(*inputs, layout, options)
+    if kernels.usable(*inputs) and query.shape[-1] % _LANES == 0:
+        out: torch.Tensor = _Compiled.apply(options, layout.starts, *map(_rows_in_place, inputs))
         return out
-    return _text_by_text(query, key, value, layout, scale, dropout, window)
+    return _text_by_text(*inputs, layout, options)
 
 
 @dataclass(frozen=True)
@@ -169,41 +169,32 @@ def _rows_in_place(x: torch.Tensor) -> torch.Tensor:
 
 
 def _text_by_text(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: Layout,
-    scale: float,
-    dropout: float,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, options: _Options
 ) -> torch.Tensor:
     lengths = layout.lengths()
     answers = []
     for q, k, v in zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True):
         near = None
-        if window is not None:
+        if options.window is not None:
             positions = torch.arange(q.shape[1], device=q.device)
-            near = (positions[:, None] - positions).abs() <= window
-        answers.append(scaled_dot_product_attention(q[None], k[None], v[None], near, dropout, scale=scale)[0])
+            near = (positions[:, None] - positions).abs() <= options.window
+        answer = scaled_dot_product_attention(q[None], k[None], v[None], near, options.dropout, scale=options.scale)
+        answers.append(answer[0])
     return torch.cat(answers, dim=1).transpose(0, 1)
 
 
 def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: Layout,
-    scale: float,
-    dropout: float,
-    window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, options: _Options
 ) -> torch.Tensor:
     """Dao 2023, arXiv:2307.08691: the variable-length entry of the package flash-attn."""
     from flash_attn import flash_attn_varlen_func
 
     starts, longest = layout.starts.to(torch.int32), max(layout.lengths())
-    reach = -1 if window is None else window
+    reach = -1 if options.window is None else options.window
     out: torch.Tensor = flash_attn_varlen_func(
-        *(query, key, value, starts, starts, longest, longest, dropout), softmax_scale=scale, window_size=(reach, reach)
+        *(query, key, value, starts, starts, longest, longest, options.dropout),
+        softmax_scale=options.scale,
+        window_size=(reach, reach),
     )
     return out
 

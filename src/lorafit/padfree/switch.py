@@ -109,8 +109,9 @@ def _enable(encoder: PreTrainedModel, first_token_only: bool) -> None:
     first_only = _at(encoder, family.last_attention) if first_token_only and family.last_attention else None
     handles = [
         encoder.register_forward_pre_hook(_TakePaddingOut(first_only), with_kwargs=True),
-        _at(encoder, family.stack).register_forward_hook(_put_padding_back, with_kwargs=True),
-        encoder.register_forward_hook(_pad_hidden_states, with_kwargs=True),
+        # Before other people's hooks, which see what they always saw.
+        _at(encoder, family.stack).register_forward_hook(_put_padding_back, with_kwargs=True, prepend=True),
+        encoder.register_forward_hook(_pad_hidden_states, with_kwargs=True, prepend=True),
     ]
     for module in encoder.modules():
         if family.projections and all(hasattr(module, name) for name in family.projections):
