@@ -93,4 +93,5 @@ def step(model: Any, inputs: dict[str, torch.Tensor] | None = None) -> dict[str,
 def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Return the largest difference, as a share of each tensor's largest value."""
     assert one.keys() == other.keys()
-    return max(float((one[key] - other[key]).abs().max() / one[key].abs().max()) for key in one)
+    gaps = [((one[key] - other[key]).abs().max() / one[key].abs().max()).double() for key in one]
+    return float(torch.stack(gaps).max())  # which, unlike Python's max, does not lose a NaN

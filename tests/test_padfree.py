@@ -1,22 +1,25 @@
 """An encoder over real tokens gives what it gave over padded ones, in every family, forward and backward."""
 
 import copy
+import functools
 import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import nn
 
-from lorafit import padfree
-from lorafit.errors import LorafitWarning
+from lorafit import padfree, runtime
+from lorafit.errors import EncoderError, LorafitWarning
 from lorafit.padfree import kernels
 from lorafit.padfree.attention import attend
 from lorafit.padfree.layout import Layout
@@ -145,19 +148,116 @@ def test_gradient_checkpointing_and_accumulation_change_nothing(family: str) -> 
     assert gap(before, accumulated) < 1e-4
 
 
-def test_calls_that_need_padding_take_the_ordinary_path() -> None:
-    model = adapted().eval()
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_calls_that_need_padding_take_the_ordinary_path(family: str) -> None:
+    model = adapted(family).eval()
     inputs = batch()
     left = {"input_ids": inputs["input_ids"].flip(1), "attention_mask": inputs["attention_mask"].flip(1)}
+    holes = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"].clone()}
+    holes["attention_mask"][:, 5:10] = 0
     embedded = {
         "inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]),
         "attention_mask": inputs["attention_mask"],
     }
-    for given in (left, embedded):
+    for given in (left, holes, embedded):
         padfree.disable(model)
         ordinary = model(**given).logits
         padfree.enable(model, first_token_only=True)
         torch.testing.assert_close(model(**given).logits, ordinary)
+
+
+def test_an_attention_that_somebody_sets_later_is_theirs() -> None:
+    model = adapted().eval()
+    ordinary = model(**batch()).logits
+    padfree.enable(model, first_token_only=True)
+    model.base_model.model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**batch()).logits, ordinary, atol=1e-5, rtol=1e-5)
+
+
+def test_models_that_share_a_configuration_do_not_meet() -> None:
+    config = CONFIGS["bert"]()
+    one, other = (transformers.BertModel(config).eval() for _ in range(2))
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+    expected = one(**inputs).pooler_output, other(**inputs).pooler_output
+    padfree.enable(one)
+    padfree.enable(other)
+    padfree.disable(one)
+    torch.testing.assert_close((one(**inputs).pooler_output, other(**inputs).pooler_output), expected)
+    padfree.disable(other)
+    assert config._attn_implementation == "sdpa"
+
+
+class _FromElsewhere(transformers.BertModel):
+    """A model class of somebody's own, in a notebook, say: transformers does not change its attention."""
+
+    _can_set_attn_implementation_cached_value = False
+
+
+@pytest.mark.parametrize("made", [lambda: _FromElsewhere(CONFIGS["bert"]()), lambda: nn.Linear(2, 2)])
+def test_what_transformers_cannot_change_is_left_alone_and_named(made: Any) -> None:
+    model = made()
+    with pytest.warns(LorafitWarning, match="padfree can't serve (bert|Linear)"):
+        assert not padfree.enable(model)
+    assert not padfree.is_enabled(model)
+
+
+def test_attention_weights_are_refused_where_they_were_to_be_had() -> None:
+    model = adapted().eval()
+    model.base_model.model.set_attn_implementation("eager")
+    assert len(model(**batch(), output_attentions=True).attentions) == 3
+    padfree.enable(model)
+    with pytest.raises(EncoderError, match="Call padfree.disable"):
+        model(**batch(), output_attentions=True)
+
+
+def test_one_batch_may_mix_adapters_as_peft_has_it() -> None:
+    model = adapted().eval()
+    model.add_adapter("second", LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "key"]))
+    for name, weight in model.named_parameters():
+        if "lora_B.second" in name:
+            nn.init.normal_(weight, std=0.1)
+    encoder = model.base_model.model.bert
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+    names = ["default", "second", "__base__", "second", "default", "default", "second"]
+
+    def answers() -> torch.Tensor:
+        with model._enable_peft_forward_hooks(adapter_names=names):
+            states: torch.Tensor = encoder(**inputs).last_hidden_state
+        return states * inputs["attention_mask"][..., None]
+
+    ordinary = answers()
+    padfree.enable(model)
+    torch.testing.assert_close(answers(), ordinary, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_of_another_kind_change_the_frozen_answers_in_place() -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(
+        transformers.AutoModelForSequenceClassification.from_config(CONFIGS["bert"]()),
+        AdaLoraConfig(task_type="SEQ_CLS", init_r=4, total_step=10, target_modules=["query", "value"]),
+    )
+    ordinary = step(model)
+    padfree.enable(model)
+    assert gap(ordinary, step(model)) < 1e-4
+
+
+def test_a_gradient_of_gradients_is_refused_not_wrong() -> None:
+    inputs, layout = flat(torch.float32, 32)
+    out = attend(*inputs, layout, scale=0.2)
+    (grad,) = torch.autograd.grad(out.square().sum(), inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.square().sum().backward()
+
+
+def test_hidden_states_as_a_plain_tuple() -> None:
+    model = adapted().eval().base_model.model.bert
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+    ordinary = model(**inputs, output_hidden_states=True).hidden_states
+    mask = inputs["attention_mask"][..., None]
+    padfree.enable(model)
+    *_, states = model(**inputs, output_hidden_states=True, return_dict=False)
+    for one, other in zip(ordinary, states, strict=True):
+        torch.testing.assert_close(one * mask, other * mask, atol=1e-5, rtol=1e-4)
 
 
 def test_hidden_states_of_every_layer_keep_their_shape() -> None:
@@ -258,6 +358,8 @@ def test_a_model_survives_pickling_copying_and_a_worker_process(tmp_path: Path) 
         assert torch.equal(twin(**inputs).logits, expected)
         padfree.disable(twin)
         assert not any(type(module) in FASTER.values() for module in twin.modules())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in twin.modules())
+        torch.testing.assert_close(twin(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
     assert padfree.is_enabled(model)
     (tmp_path / "model.pickle").write_bytes(pickle.dumps((model, inputs, expected)))
     program = (
@@ -394,7 +496,7 @@ def test_without_a_compiler_torch_s_operators_answer_the_same(family: str, monke
     model = adapted(family)
     before = step(model)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(kernels, "_loaded", kernels._loaded.__wrapped__)
+    monkeypatch.setattr(kernels, "_load", kernels._load.__wrapped__)
     assert padfree.status() == "torch's own operators, because there is no no-such-compiler here"
     padfree.enable(model)
     assert gap(before, step(model)) < 1e-4
@@ -406,7 +508,7 @@ def test_a_compiler_that_fails_is_named_with_its_first_line(tmp_path: Path, monk
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
-    kept, reason = kernels._loaded.__wrapped__()
+    kept, reason = kernels._load.__wrapped__()
     assert kept is None
     assert reason == f"{broken} did not build them (no such flag)"
 
@@ -415,16 +517,39 @@ def test_the_kernels_are_built_once_and_also_where_nothing_can_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "cache"))
-    compiled, _ = kernels._loaded.__wrapped__()
+    compiled, _ = kernels._load.__wrapped__()
     assert compiled is not None
     (library,) = (tmp_path / "cache").iterdir()
     built = library.stat().st_mtime_ns
-    kernels._loaded.__wrapped__()
+    kernels._load.__wrapped__()
     assert library.stat().st_mtime_ns == built
+    monkeypatch.setattr(runtime, "instruction_sets", lambda: "of another machine with the same home")
+    kernels._load.__wrapped__()
+    assert len(list((tmp_path / "cache").iterdir())) == 2
     (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path / "file"))
-    compiled, _ = kernels._loaded.__wrapped__()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    compiled, _ = kernels._load.__wrapped__()
     assert compiled is not None
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_threads_that_come_at_once_wait_for_one_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[Path] = []
+    build = kernels._build
+
+    def count(compiler: str, library: Path) -> None:
+        builds.append(library)
+        build(compiler, library)
+
+    monkeypatch.setenv("LORAFIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_load", functools.cache(kernels._load.__wrapped__))
+    monkeypatch.setattr(kernels, "_build", count)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: kernels.available(), range(4)))
+    assert None not in found
+    assert len(builds) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

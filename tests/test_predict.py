@@ -53,6 +53,15 @@ def test_a_stream_is_answered_in_order_and_read_only_as_far_as_needed(
         assert one["pos_prob"] == pytest.approx(other["pos_prob"], abs=1e-5)
 
 
+def test_a_text_that_is_refused_in_a_stream_is_named_by_its_place_there(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "TEXTS_AT_ONCE", 4)
+    classifier = Classifier.load(trained, precision="fp32")
+    with pytest.raises(DataError, match="Text 6 is empty"):
+        list(classifier.stream([PRAISE] * 5 + [" "]))
+
+
 def test_the_merged_engine_gives_the_adapters_answers_and_leaves_peft_s_model_to_others(trained: Path) -> None:
     classifier = Classifier.load(trained, precision="fp32")
     texts, _ = texts_and_labels(10, seed=4)

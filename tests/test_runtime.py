@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafit import pipeline, runtime
 
@@ -51,3 +52,25 @@ def test_the_record_of_a_machine_names_what_decides_a_number() -> None:
     assert described["cores"] >= 1
     assert described["processor"]
     assert runtime.peak_memory_bytes() > 50e6
+
+
+class _Operators(TorchDispatchMode):
+    """Notes what torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_on_a_processor_for_which_onednn_has_no_bf16_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = torch.randn(3, 4).bfloat16(), torch.randn(5, 4).bfloat16(), torch.randn(5).bfloat16()
+    monkeypatch.setattr(runtime, "_onednn_has_bf16", lambda: False)
+    with _Operators() as asked:
+        found = runtime.multiply(x, weight, bias)
+    torch.testing.assert_close(found, torch.nn.functional.linear(x, weight, bias))
+    assert asked.names
+    assert not any("mkldnn" in name for name in asked.names)

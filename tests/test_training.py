@@ -1,6 +1,7 @@
 """Only adapter and head learn, the same way every time, and the best epoch is what stays."""
 
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,21 @@ def test_early_stopping_stops_after_epochs_without_gain(tiny: Path, tmp_path: Pa
     settings = FEW.model_copy(update={"epochs": 9, "early_stopping": 2})
     outcome = fit(model, tokenizer, tmp_path, settings, accuracies=[0.5, 0.9, 0.8, 0.8, 0.8, 0.95])
     assert (outcome.steps, outcome.best_epoch) == (3 * 4, 1)
+
+
+def test_ctrl_c_in_the_last_validation_is_not_lost(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    seen: list[int] = []
+
+    def validate(_: Any) -> dict[str, float]:
+        seen.append(len(seen))
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return {"accuracy": 0.9, "loss": 0.5}
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, tokenizer, tmp_path, FEW.model_copy(update={"epochs": 1}), validate=validate)
+    assert len(seen) == 2
 
 
 def test_accuracy_at_chance_is_said(tiny: Path, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import errno
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lorafit.errors import LorafitError, StorageError
 
@@ -53,7 +53,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

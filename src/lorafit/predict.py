@@ -132,9 +132,11 @@ class Classifier:
         >>> for answer in classifier.stream(line.strip() for line in open("reviews.txt")):
         ...     print(answer["label"])
         """
-        waiting = iter(texts)
+        waiting, answered = iter(texts), 0
         while some := list(islice(waiting, TEXTS_AT_ONCE)):
+            _refuse_non_texts(some, answered)
             yield from self.predict(some, base=base)
+            answered += len(some)
 
     def _engine(self, model: torch.nn.Module, fresh: list[str]) -> torch.nn.Module:
         adapter.speed_up(model, fresh, self._where)
@@ -190,8 +192,8 @@ def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
         start += size
 
 
-def _refuse_non_texts(texts: Sequence[str]) -> None:
-    for number, text in enumerate(texts, start=1):
+def _refuse_non_texts(texts: Sequence[str], before: int = 0) -> None:
+    for number, text in enumerate(texts, start=before + 1):
         if not isinstance(text, str):
             raise DataError(f"Text {number} is of type {type(text).__name__}, not a text.")
         if not text.strip():

@@ -1,5 +1,6 @@
 """Device, precision, threads and seed: chosen once, with the reason; and what this machine is."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -133,12 +134,18 @@ def as_record(runtime: Runtime) -> dict[str, Any]:
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Return x W' + b, (rows, out), without a gradient, through oneDNN where torch has it.
 
-    In fp32 that is twice as fast on an AMD processor as `linear`, which asks MKL, and as exact.
+    In fp32 that is twice as fast on an AMD processor as `linear`, which asks MKL, and as exact. oneDNN refuses bf16 on
+    processors without AVX-512, where `linear` has it.
     """
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available() and (x.dtype != torch.bfloat16 or _onednn_has_bf16()):
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
     return torch.nn.functional.linear(x, weight, bias)
+
+
+@functools.cache
+def _onednn_has_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _keep_few_shapes() -> None:
@@ -157,13 +164,22 @@ def _usable_cores() -> int:
 
 def processor() -> str:
     """Return the processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-        named = {key.strip(): value.strip() for key, value in fields.items()}
-        name = " ".join(named.get(key, "") for key in ("model name", "cpu family", "model")).strip()
-        return name or platform.machine()
-    return platform.processor() or platform.machine()
+    described = _cpuinfo()
+    name = " ".join(described.get(key, "") for key in ("model name", "cpu family", "model")).strip()
+    return name or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> str:
+    """Return what the processor can do, as the system lists it: code built for one list may not run on another."""
+    described = _cpuinfo()
+    return described.get("flags") or described.get("Features", "")  # x86, ARM
+
+
+def _cpuinfo() -> dict[str, str]:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, value in fields.items()}
 
 
 def _bf16_gain(threads: int) -> float:

@@ -293,7 +293,10 @@ class _Trainer(Trainer):
 
 @contextmanager
 def _interrupted_between_steps() -> Iterator[threading.Event]:
-    """Keep the first Ctrl-C for the end of the step, where no finalizer can swallow it; a second is Python's."""
+    """Keep the first Ctrl-C for the end of the step or of it all, where no finalizer can swallow it.
+
+    A second one is Python's.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield interrupted
@@ -306,6 +309,8 @@ def _interrupted_between_steps() -> Iterator[threading.Event]:
     before = signal.signal(signal.SIGINT, note)
     try:
         yield interrupted
+        if interrupted.is_set():  # in the last validation, behind which no step comes
+            raise KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, before)
 

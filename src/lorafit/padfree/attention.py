@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -111,12 +112,12 @@ class _Compiled(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: torch.Tensor) -> Any:
         starts, out, row_sums, *inputs = ctx.saved_tensors
         tokens, heads, size = out.shape
         # One block, so that a product of all three projections at once can read it as it lies.
-        make = torch.empty if ctx.options.queries is None else torch.zeros  # tokens that do not ask have no gradient
-        grads = make(tokens, 3, heads, size, dtype=out.dtype)
+        grads = out.new_empty(tokens, 3, heads, size)
         _call(ctx.options, starts, inputs, out, row_sums, grad_out.contiguous(), grads)
         return None, None, *grads.unbind(dim=1)
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ SOURCE = Path(__file__).parent / "native" / "kernels.cpp"
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-shared", "-fPIC", "-Wno-psabi")
 _SUFFIX = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _BUILD_SECONDS = 300
+_LOADING = threading.Lock()  # threads that come at once wait for one build
 
 
 class _Attention(ctypes.Structure):
@@ -114,35 +116,42 @@ def status() -> str:
     return "compiled kernels" if kernels else f"torch's own operators, because {reason}"
 
 
-@functools.cache
 def _loaded() -> tuple[Kernels | None, str]:
-    """Return the kernels, or None and the reason; looked up once, because the answer can't change in a process."""
+    """Return the kernels, or None and the reason."""
+    with _LOADING:
+        return _load()
+
+
+@functools.cache
+def _load() -> tuple[Kernels | None, str]:
+    """Look once, because the answer can't change in a process."""
     asked = os.environ.get("CXX")
     compiler = next(filter(None, map(shutil.which, [asked] if asked else ["c++", "g++", "clang++"])), None)
     if compiler is None:
         return None, f"there is no {asked or 'C++ compiler (c++, g++ or clang++)'} here"
     try:
-        return Kernels(_built(compiler)), ""
+        return _built(compiler), ""
     except (subprocess.SubprocessError, OSError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         return None, f"{compiler} did not build them ({said[0] if said else 'it said nothing'})"
 
 
-def _built(compiler: str) -> Path:
-    """Return the library for this source, compiler and processor; it is built if it is not there yet."""
+def _built(compiler: str) -> Kernels:
+    """Return the kernels for this source, compiler and processor; they are built if they are not there yet."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     sources = [file.read_text(encoding="utf-8") for file in sorted(SOURCE.parent.iterdir())]
-    key = "\n".join((*sources, version, runtime.processor(), *_FLAGS))
+    key = "\n".join((*sources, version, runtime.processor(), runtime.instruction_sets(), *_FLAGS))
     name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     library = runtime.cache_dir() / name
-    if library.is_file():
-        return library
     try:
-        write_atomically(library, lambda unfinished: _build(compiler, unfinished))
+        if not library.is_file():
+            write_atomically(library, lambda unfinished: _build(compiler, unfinished))
     except StorageError:  # built again by the next process
-        library = Path(tempfile.mkdtemp(prefix="lorafit-")) / name
-        _build(compiler, library)
-    return library
+        with tempfile.TemporaryDirectory(prefix="lorafit-", ignore_cleanup_errors=True) as folder:
+            library = Path(folder) / name
+            _build(compiler, library)
+            return Kernels(library)
+    return Kernels(library)
 
 
 def _build(compiler: str, library: Path) -> None:

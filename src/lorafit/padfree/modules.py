@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from lorafit.padfree import kernels
 from lorafit.padfree.products import Part, frozen_part, project
@@ -45,6 +46,8 @@ class AdaptedLinear(LoraLinear):
 
 def part_of(layer: nn.Module, x: torch.Tensor) -> Part | None:
     """Return a layer, adapted or not, as a part of a product; None where its own class has to do it."""
+    if layer._forward_pre_hooks:  # which may change its input
+        return None
     if isinstance(layer, FrozenLinear):
         return frozen_part(layer, x)
     if not isinstance(layer, AdaptedLinear) or (layer.disable_adapters and layer.merged):
@@ -112,6 +115,7 @@ class _Dropout(torch.autograd.Function):
         return _drop(x, share, seed)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return _drop(grad.contiguous(), ctx.share, ctx.seed), None, None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lorafit.runtime import multiply
@@ -43,7 +44,7 @@ def project(x: torch.Tensor, parts: Sequence[Part]) -> list[torch.Tensor]:
     wide = [part for part in parts if part.down is not None and part.dropout is None]
     factors = [factor for part in wide for factor in (part.down, part.up)]
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    outs = [out.view(*x.shape[:-1], -1) for out in _Products.apply(rows, tuple(parts), *factors)]
+    outs = [out.view(*x.shape[:-1], out.shape[1]) for out in _Products.apply(rows, tuple(parts), *factors)]
     for place, part in enumerate(parts):
         if part.dropout is not None and part.down is not None and part.up is not None:
             low = linear(part.dropout(x), part.down.to(x.dtype))
@@ -60,7 +61,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, parts: tuple[Part, ...], *factors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         y = multiply(x, _stack([part.weight for part in parts]), _stack_biases(parts))
-        outs = y.split([len(part.weight) for part in parts], dim=1)
+        # One alone is no view, so that whoever gets it may change it in place, as AdaLoRA does.
+        outs = (y,) if len(parts) == 1 else y.split([len(part.weight) for part in parts], dim=1)
         low = x.new_empty(0)
         if factors:
             low = x @ torch.cat(factors[::2]).to(x.dtype).t()
@@ -72,6 +74,7 @@ class _Products(torch.autograd.Function):
         return tuple(outs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         parts: tuple[Part, ...] = ctx.parts
         x, low, *factors = ctx.saved_tensors

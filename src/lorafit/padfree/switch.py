@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from lorafit.errors import LorafitWarning
+from lorafit.errors import EncoderError, LorafitWarning
 from lorafit.padfree.attention import LAYOUT, NAME
 from lorafit.padfree.layout import Layout
 from lorafit.padfree.modules import FASTER, ProjectTogether
@@ -52,8 +53,8 @@ def enable(model: nn.Module, *, first_token_only: bool = False) -> bool:
     """Let every encoder in the model run over real tokens only; return whether there is one that can.
 
     An encoder of another family keeps its ordinary path, and a `LorafitWarning` says so. So does, silently, a call that
-    needs what is not there without padding: attention weights as output, a mask that is more than 0 and 1 a token,
-    embeddings in place of ids, padding on the left.
+    needs what is not there without padding: a mask that is more than 0 and 1 a token, embeddings in place of ids,
+    padding that is not on the right, a batch of several adapters (PEFT's `adapter_names`).
 
     Args:
         model: a transformers model, wrapped by PEFT or not. Layers that PEFT adds later run as PEFT's own until
@@ -66,18 +67,16 @@ def enable(model: nn.Module, *, first_token_only: bool = False) -> bool:
     True
     """
     disable(model)
-    served = [encoder for encoder in _encoders(model) if encoder.config.model_type in FAMILIES]
-    for encoder in _encoders(model):
-        if encoder not in served:
-            warnings.warn(
-                f"padfree can't serve {encoder.config.model_type}, whose attention transformers does not let others "
-                f"compute; it keeps its ordinary path. Served are {', '.join(FAMILIES)}.",
-                LorafitWarning,
-                stacklevel=2,
-            )
-    for encoder in served:
-        _enable(encoder, first_token_only)
-    return bool(served)
+    found = [(encoder, _enable(encoder, first_token_only)) for encoder in _encoders(model)]
+    names = [encoder.config.model_type for encoder, served in found if not served]
+    for name in names if found else [type(model).__name__]:
+        warnings.warn(
+            f"padfree can't serve {name}, whose attention transformers does not let others compute; it keeps its "
+            f"ordinary path. Served are {', '.join(FAMILIES)}.",
+            LorafitWarning,
+            stacklevel=2,
+        )
+    return any(served for _, served in found)
 
 
 def disable(model: nn.Module) -> None:
@@ -99,10 +98,17 @@ def is_enabled(model: nn.Module) -> bool:
     return any(_STATE in encoder.__dict__ for encoder in _encoders(model))
 
 
-def _enable(encoder: PreTrainedModel, first_token_only: bool) -> None:
-    family = FAMILIES[encoder.config.model_type]
+def _enable(encoder: PreTrainedModel, first_token_only: bool) -> bool:
+    """Switch one encoder on; return whether that could be done."""
+    family = FAMILIES.get(encoder.config.model_type)
+    if family is None:
+        return False
     attention = encoder.config._attn_implementation
+    if attention == NAME:  # set by a model that shares the configuration
+        attention = "sdpa"
     encoder.set_attn_implementation(NAME)
+    if encoder.config._attn_implementation != NAME:  # a class that transformers does not know
+        return False
     for module in encoder.modules():
         if type(module) in FASTER:
             module.__class__ = FASTER[type(module)]
@@ -120,6 +126,7 @@ def _enable(encoder: PreTrainedModel, first_token_only: bool) -> None:
         handles.append(first_only.register_forward_pre_hook(_leave_layout, with_kwargs=True))
         handles.append(_at(encoder, family.after_attention).register_forward_pre_hook(_keep_first_tokens))
     setattr(encoder, _STATE, _State(handles, attention))
+    return True
 
 
 def _encoders(model: nn.Module) -> Iterator[PreTrainedModel]:
@@ -167,15 +174,36 @@ class _TakePaddingOut:
 
 
 def _is_plain(encoder: PreTrainedModel, given: dict[str, Any]) -> bool:
-    """Tell whether a call can do without padding: a mask of 0 and 1, padding on the right, no weights asked for."""
-    ids, mask = given["input_ids"], given.get("attention_mask")
+    """Tell whether a call can do without padding: a mask of 0 and 1, padding on the right, one adapter for all texts.
+
+    Raises:
+        EncoderError: attention weights are asked for, of an encoder that gave them before.
+    """
+    if encoder.config._attn_implementation != NAME:  # somebody has set another since
+        return False
+    if _asked(encoder, given, "output_attentions"):
+        if getattr(encoder, _STATE).attention == "eager":
+            raise EncoderError(
+                "padfree makes no attention weights. Call padfree.disable(model) before you ask for them."
+            )
+        return False
     if any(given.get(key) is not None for key in ("inputs_embeds", "encoder_hidden_states", "past_key_values")):
         return False
-    if _asked(encoder, given, "output_attentions") or getattr(encoder.config, "is_decoder", False):
+    if getattr(encoder.config, "is_decoder", False) or _mixes_adapters(encoder):
         return False
-    if mask is None:
-        return True
-    return isinstance(mask, torch.Tensor) and mask.shape == ids.shape and bool((mask[:, 0] != 0).all())
+    if _asked(encoder, given, "output_hidden_states") and not _asked(encoder, given, "return_dict"):
+        return False
+    ids, mask = given["input_ids"], given.get("attention_mask")
+    return mask is None or (isinstance(mask, torch.Tensor) and mask.shape == ids.shape and _is_on_the_right(mask == 0))
+
+
+def _is_on_the_right(padding: torch.Tensor) -> bool:
+    return not bool(padding[:, 0].any()) and bool((padding[:, :-1] <= padding[:, 1:]).all())
+
+
+def _mixes_adapters(encoder: PreTrainedModel) -> bool:
+    """Tell whether PEFT was given `adapter_names`, one for each text: it then hooks into its layers for this call."""
+    return any(isinstance(module, BaseTunerLayer) and module._forward_pre_hooks for module in encoder.modules())
 
 
 def _asked(encoder: PreTrainedModel, given: dict[str, Any], output: str) -> bool:
@@ -210,7 +238,9 @@ def _pad_hidden_states(_encoder: nn.Module, _args: Any, kwargs: dict[str, Any], 
     if layout is None or states is None:
         return None
     flat = (1, len(layout.places))
-    output["hidden_states"] = tuple(layout.pad(state) if state.shape[:2] == flat else state for state in states)
+    output["hidden_states"] = tuple(
+        layout.pad(state) if state is not None and state.shape[:2] == flat else state for state in states
+    )
     return output
 
 
