@@ -1,6 +1,6 @@
-"""Write the README's table of speed from results/speed.json and results/accuracy.json.
+"""Write the README's figures from results/: the demo's, and the table of speed.
 
-python benchmarks/table.py          (the end of make bench-full)
+python benchmarks/table.py          (the end of make bench and of make bench-full)
 """
 
 import json
@@ -10,7 +10,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 125
-BEGIN, END = "<!-- speed: made by benchmarks/table.py -->\n", "<!-- /speed -->\n"
 
 
 def _best(results: dict[str, Any], candidate: str) -> dict[str, Any]:
@@ -96,28 +95,63 @@ def conditions(speed: dict[str, Any]) -> list[str]:
     return [textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
 
 
-def block() -> str:
-    """Return the part of the README that the results decide."""
-    speed, accuracy = (json.loads((ROOT / "results" / f"{name}.json").read_text()) for name in ("speed", "accuracy"))
-    lines = [
-        *training_rows(speed),
-        "",
-        *prediction_rows(speed),
-        "",
-        *sentences(speed, accuracy),
-        "",
-        *conditions(speed),
+def demo() -> list[str]:
+    """Return what the demo gives and costs."""
+    measured = _results("main_job")
+    run, tokenizing = measured["demo"], measured["tokenizing"]
+    scores = run["test"]
+    adapted, points = scores["adapted"]["accuracy"], scores["improvement_points"]
+    parameters = run["parameters"]
+    rows = [
+        (
+            f"base accuracy (the same encoder with an untrained head), {scores['n']:,} test reviews",
+            f"{scores['base']['accuracy']:.4f}",
+        ),
+        ("adapted accuracy, the same reviews", f"**{adapted:.4f}**"),
+        ("improvement", f"{points:.2f} percentage points, {scores['relative_improvement']:.1%} relative"),
+        ("time, start to end, after installation", f"{run['wall_seconds'] / 60:.1f} min"),
+        ("peak memory", f"{run['peak_memory_bytes'] / 1e9:.1f} GB"),
+        (
+            "parameters trained",
+            f"{parameters['trainable']:,} of {parameters['total']:,}; "
+            f"the adapter's file takes {run['adapter_bytes'] / 1e6:.1f} MB",
+        ),
+        (
+            f"tokenizing {tokenizing['texts']:,} reviews, then from the cache",
+            f"{tokenizing['seconds']:.1f} s, {tokenizing['seconds_from_cache']:.2f} s",
+        ),
     ]
-    return BEGIN + "\n".join(lines) + "\n" + END
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def speed() -> list[str]:
+    """Return the tables of speed, what stands beside them, and the conditions."""
+    measured, accuracy = _results("speed"), _results("accuracy")
+    parts = (training_rows(measured), prediction_rows(measured), sentences(measured, accuracy), conditions(measured))
+    return "\n\n".join("\n".join(part) for part in parts).splitlines()
+
+
+BLOCKS = {"demo": demo, "speed": speed}
+
+
+def _results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return found
+
+
+def filled(text: str) -> str:
+    """Return the README's text with each block as the results have it."""
+    for name, lines in BLOCKS.items():
+        begin, end = f"<!-- {name}: made by benchmarks/table.py -->\n", f"<!-- /{name} -->\n"
+        before, _, rest = text.partition(begin)
+        text = before + begin + "\n".join(lines()) + "\n" + end + rest.partition(end)[2]
+    return text
 
 
 def main() -> None:
-    """Put the block into the README."""
+    """Put the blocks into the README."""
     readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(before + block() + after)
+    readme.write_text(filled(readme.read_text()))
 
 
 if __name__ == "__main__":
