@@ -47,7 +47,8 @@ def prediction_rows(speed: dict[str, Any]) -> list[str]:
     ratios = speed["prediction_ratios"]
     for name, result in sorted(speed["prediction"].items(), key=lambda item: item[1]["reviews_per_second"]):
         candidate = name.split()[0]
-        times = f"{ratios[f'ours / {candidate}']:.1f} times" if f"ours / {candidate}" in ratios else ""
+        ratio = ratios.get(f"ours / {candidate}")
+        times = "" if ratio is None else f"{ratio:.2f} times" if ratio < 1 else f"{ratio:.1f} times"
         gap = f"{result['largest_logit_gap']:.0e}" if "largest_logit_gap" in result else ""
         shown = candidate.replace("ours-fp32", "lorafit, fp32").replace("ours", "**lorafit**")
         rows.append(f"| {shown} | {result['reviews_per_second']:.0f} | {times} | {gap} |")
