@@ -112,7 +112,7 @@ def _markdown(run: Run, test: dict[str, Any]) -> str:
     )
     return _TEMPLATE.format(
         recipe=run.recipe,
-        targets=" and ".join(run.recipe.adapter.targets),
+        targets=", ".join(run.recipe.adapter.targets),
         record=record,
         packages=record["machine"]["packages"],
         n=test["n"],
