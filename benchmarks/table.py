@@ -71,7 +71,8 @@ def sentences(speed: dict[str, Any], accuracy: dict[str, Any]) -> list[str]:
         f"at the same batch size: {memory[0]} and {memory[1]} of it.",
         f"{once['training_seconds']:.0f} seconds of training give {once['accuracy']:.4f} on 2,000 untouched reviews: "
         f"mean of three seeds, standard deviation {once['accuracy_standard_deviation']:.4f}; "
-        "`recipes/imdb-one-pass.toml`, every linear layer adapted, head on the first token.",
+        f"`recipes/imdb-one-pass.toml`, adapters on {', '.join(accuracy['recipe']['adapter']['targets'])}; head on the "
+        f"{accuracy['recipe']['encoder']['pooling']} token.",
         f"Beside the plain loop on the same texts and seeds (1,700 reviews of up to 128 tokens, once): {ours} "
         f"against {plain}, means of three seeds. With BERT's own dropout kept lorafit scores {kept}, and takes "
         f"{kept_seconds} in place of {seconds}.",

@@ -50,6 +50,12 @@ def test_overrides_are_toml_values_and_bare_words_are_strings() -> None:
         recipe.from_values({}, ("adapter.rank",))
 
 
+def test_a_fault_in_an_override_is_not_laid_to_the_small_table() -> None:
+    with pytest.raises(RecipeError) as error:
+        recipe.load(ROOT / "recipes" / "demo.toml", ("encoder.pooling=max",))
+    assert "[small]" not in str(error.value)
+
+
 def test_small_applies_its_own_table_and_renames_the_run() -> None:
     path = ROOT / "recipes" / "imdb-bert-base-uncased.toml"
     small = recipe.load(path, small=True)

@@ -161,6 +161,7 @@ def load(path: Path | str, overrides: tuple[str, ...] = (), *, small: bool = Fal
         raise RecipeError(f"{path} is not valid TOML: {error}.") from None
     changes = values.pop("small", None)
     values.setdefault("name", _as_name(path.stem))
+    made = from_values(values, overrides, place=str(path))
     if changes is not None:
         if not isinstance(changes, dict):
             raise RecipeError(f"{path}: small is a table of changes, such as data.train_size = 400 under [small].")
@@ -170,7 +171,7 @@ def load(path: Path | str, overrides: tuple[str, ...] = (), *, small: bool = Fal
             return checked
     elif small:
         raise RecipeError(f"{path} has no [small] table, so --small has no meaning for it.")
-    return from_values(values, overrides, place=str(path))
+    return made
 
 
 def from_values(values: dict[str, Any], overrides: tuple[str, ...] = (), *, place: str = "recipe") -> Recipe:
