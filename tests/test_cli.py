@@ -196,7 +196,7 @@ def test_predict_reads_arguments_lines_and_files(cli: Cli, trained: Path, tmp_pa
         (["train"], "Name a recipe or a data file"),
         (["train", "good.csv", "--small"], "--small goes with a recipe"),
         (["evaluate", "nowhere"], "nowhere is no run folder."),
-        (["predict", "nowhere", "text"], "nowhere is no adapter of lorafit"),
+        (["predict", "nowhere", "text"], "There is no run folder or adapter directory nowhere"),
         (["predict", "nowhere", "--input", "good.csv"], "--input needs --output"),
         (["init", "good.txt"], "unknown format"),
     ],
@@ -269,7 +269,7 @@ def test_the_terminal_shows_our_words_only(tiny_recipe: Any, tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-m", "lorafit", "train", str(file)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    starts = ("Data: ", "Encoder: ", "Labels: ", "Training: ", "Trained in ", "What did it gain? ")
+    starts = ("Data: ", "Encoder: ", "Labels: ", "Training: ", "Proving ", "Trained in ", "What did it gain? ")
     assert [line for line in done.stderr.splitlines() if not line.startswith(starts)] == []
     assert done.stdout == ""
 

@@ -13,7 +13,20 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("", "demo", "init", "fetch", "prepare", "train", "evaluate", "predict", "runs")
+COMMANDS = (
+    "",
+    "demo",
+    "init",
+    "fetch",
+    "prepare",
+    "train",
+    "evaluate",
+    "predict",
+    "inspect",
+    "verify",
+    "merge",
+    "runs",
+)
 
 
 def help_pages() -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lorafit import Classifier, padfree, predict
+from lorafit import Classifier, bundle, manifest, padfree, predict
 from lorafit.errors import BundleError, DataError
 from tests.conftest import BLAME, PRAISE, texts_and_labels
 
@@ -91,17 +91,15 @@ def test_no_texts_give_no_answers_and_other_things_are_refused(trained: Path) ->
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no adapter of lorafit"):
+    with pytest.raises(BundleError, match="is no adapter that lorafit can load: it has no adapter_config.json"):
         Classifier.load(tmp_path)
 
 
 def test_tags_are_stripped_in_prediction_as_they_were_in_training(trained: Path, tmp_path: Path) -> None:
-    import json
     import shutil
 
     copy = Path(shutil.copytree(trained / "adapter", tmp_path / "adapter"))
-    manifest = json.loads((copy / "lorafit.json").read_text())
-    (copy / "lorafit.json").write_text(json.dumps(manifest | {"html": "strip"}))
+    bundle.seal(copy, manifest.read(copy).model_copy(update={"html": "strip"}))
     marked, plain = "good<br />film", "good film"
     stripping, keeping = (Classifier.load(path, precision="fp32") for path in (copy, trained))
     assert np.array_equal(stripping.probabilities([marked]), stripping.probabilities([plain]))

@@ -86,7 +86,7 @@ def test_preparing_that_breaks_off_leaves_nothing_behind(
     monkeypatch.setattr(prepared, "_write", full)
     with pytest.raises(StorageError, match="The disk is full"):
         pipeline.prepare(tiny_recipe())
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
 
 
 def test_every_setting_that_decides_the_data_decides_its_key(tiny_recipe: Callable[..., object]) -> None:

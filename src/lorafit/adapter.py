@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from lorafit import padfree
 from lorafit.runtime import Runtime
 
 # PEFT makes these trainable for sequence classification whatever we say.
-_PEFT_HEADS = {"classifier", "score"}
+PEFT_HEADS = {"classifier", "score"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def attach(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=list(targets),
-        modules_to_save=sorted(set(fresh) - _PEFT_HEADS) or None,
+        modules_to_save=sorted(set(fresh) - PEFT_HEADS) or None,
     )
     attached = get_peft_model(model, config)
     assert isinstance(attached, PeftModel)
@@ -65,6 +65,22 @@ def count(model: torch.nn.Module) -> Count:
     """Return the number of trainable parameters and of all the model's own."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Count(trainable, sum(p.numel() for p in model.parameters()))
+
+
+def tensor_shapes(model: PreTrainedModel, config: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of each tensor that PEFT would save for such an adapter.
+
+    Args:
+        model: a classifier, changed by this; one on torch's "meta" device takes no memory for it.
+        config: PEFT's own.
+
+    Raises:
+        ValueError: no layer has one of the names, or a value is impossible.
+    """
+    with torch.device("meta"):
+        attached = get_peft_model(model, config)
+    saved = get_peft_model_state_dict(attached, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in saved.items()}
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

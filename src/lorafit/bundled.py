@@ -61,6 +61,17 @@ def encoder(name: str) -> Encoder:
     return Encoder(folder, "sentence-transformers/all-MiniLM-L6-v2", "1110a243fdf4706b3f48f1d95db1a4f5529b4d41")
 
 
+def encoder_with(sha256: str) -> str | None:
+    """Return the name of the bundled encoder whose weights have this SHA-256, if it is installed."""
+    if sha256 != _MINILM_FILES["model.safetensors"]:
+        return None
+    try:
+        encoder("minilm")
+    except EncoderError:
+        return None
+    return "minilm"
+
+
 def reviews(name: str) -> Reviews:
     """Return the bundled data set `name` ("imdb" or "rotten-tomatoes"), its file checked.
 

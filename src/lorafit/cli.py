@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from lorafit.bundle import Contents
     from lorafit.evaluation import Comparison
     from lorafit.recipe import Recipe
 
@@ -68,6 +69,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stand
 TextColumn = Annotated[str | None, typer.Option("--text-column", metavar="NAME", help="The column with the texts.")]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="The column with the labels.")]
 Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Results, warnings and errors only.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A run folder or an adapter folder.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option("--encoder", metavar="NAME", help="The base: bundled:NAME, hub:NAME or a folder. [default: found]"),
+]
+DifferentBase = Annotated[
+    bool, typer.Option("--allow-different-base", help="Take a base with other weights; what is written says so.")
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")]
 
 
@@ -208,7 +217,7 @@ def evaluate(run: RunFolder, _: Quiet = False) -> None:
 
 @app.command()
 def predict(
-    adapter: Annotated[Path, typer.Argument(metavar="RUN_OR_ADAPTER", help="A run folder or an adapter folder.")],
+    bundle: BundleFolder,
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT", help="Texts; without any, lines of standard input."),
@@ -222,25 +231,78 @@ def predict(
         Path | None, typer.Option("--output", metavar="FILE", help="Write the answers to a file.")
     ] = None,
     text_column: TextColumn = None,
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
     _: Quiet = False,
 ) -> None:
     """Ask a trained adapter about texts."""
     from lorafit.predict import Classifier, predict_file
 
+    def load() -> Classifier:
+        return Classifier.load(bundle, encoder=encoder, allow_different_base=allow_different_base)
+
     if input_file is not None:
         if texts or output_file is None:
             raise DataError("--input needs --output, and no texts beside it.")
-        rows = predict_file(adapter, input_file, output_file, text_column=text_column or "text", base=base)
+        rows = predict_file(load, input_file, output_file, text_column=text_column or "text", base=base)
         typer.echo(f"Wrote {rows:,} rows to {output_file}.")
         return
     if output_file is not None or text_column is not None:
         raise DataError("--output and --text-column go with --input.")
     asked = texts or _lines_of_standard_input()
-    answers = Classifier.load(adapter).predict(asked, base=base)
+    answers = load().predict(asked, base=base)
     if as_json:
         typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
     else:
         _print_predictions(answers)
+
+
+@app.command()
+def inspect(bundle: BundleFolder) -> None:
+    """Show what an adapter holds.
+
+    Its files are compared with their hashes; its base is not needed.
+    """
+    from lorafit import bundle as bundles
+
+    _print_contents(bundles.inspect(bundles.folder_of(bundle)))
+
+
+@app.command()
+def verify(bundle: BundleFolder, encoder: Encoder = None, _: Quiet = False) -> None:
+    """Prove again that an adapter is what was trained.
+
+    Compares files, labels and tensors with their hashes, and logits in fp32 with those kept at the end of the training.
+    """
+    from lorafit import bundle as bundles
+    from lorafit import proof
+
+    folder = bundles.folder_of(bundle)
+    found = proof.verify(folder, encoder=encoder)
+    typer.echo(
+        f"{folder} is what was trained: its files, labels and tensors are unchanged, and its logits on {found.texts} "
+        f"texts are within {found.gap_fp32:.1g} of those kept."
+    )
+
+
+@app.command()
+def merge(
+    bundle: BundleFolder,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
+    overwrite: Overwrite = False,
+    _: Quiet = False,
+) -> None:
+    """Write base and adapter as one ordinary model.
+
+    transformers and its pipelines load it, with the names of the labels. It is in fp32, merged with the base's stored
+    weights.
+    """
+    from lorafit import export
+
+    made = export.merge(bundle, target, encoder=encoder, allow_different_base=allow_different_base, overwrite=overwrite)
+    typer.echo(f"Wrote {made.folder}. Largest logit gap to the unmerged model: {made.gap:.1e} on {made.texts} texts.")
 
 
 @app.command()
@@ -327,6 +389,40 @@ def _print_predictions(answers: list[dict[str, Any]]) -> None:
     table = _table("label", *(f"{label}_prob" for label in labels), "text")
     for answer in answers:
         table.add_row(answer["label"], *(f"{answer[f'{label}_prob']:.3f}" for label in labels), answer["text"])
+    _stdout().print(table)
+
+
+def _print_contents(contents: "Contents") -> None:
+    made, lora = contents.manifest, contents.lora
+    targets = ", ".join(sorted(lora.target_modules))
+    rows = {
+        "adapter": f"LoRA r={lora.r}, alpha={lora.lora_alpha:g}, on {targets}; {contents.parameters:,} parameters",
+        "trained whole": ", ".join(contents.trained_whole) or "-",
+    }
+    if made is None:
+        rows["not known"] = "labels, base weights, window: lorafit did not make it"
+    else:
+        rows |= {
+            "base": str(made.base),
+            "labels": ", ".join(made.labels),
+            "texts": f"up to {made.max_tokens} tokens, longer ones are cut; html: {made.html}",
+        }
+        if made.training is not None:
+            score, counts = made.training.validation, made.training.texts
+            rows["trained"] = (
+                f"on {counts['train']:,} texts of {made.training.recipe['data']['source']}, {made.training.precision}; "
+                f"accuracy {score['accuracy']:.4f} on {counts['validation']:,} validation texts, "
+                f"epoch {made.training.best_epoch}"
+            )
+        if made.proof is not None:
+            rows["proved"] = (
+                f"on {made.proof.texts} texts by a fresh process; logit gap {made.proof.gap:.1g}, "
+                f"{made.proof.gap_fp32:.1g} in plain PEFT"
+            )
+    rows["files"] = "\n".join(f"{size:>11,} bytes  {name}" for name, size in contents.bytes_by_file.items())
+    table = _table("", str(contents.folder))
+    for name, value in rows.items():
+        table.add_row(name, value)
     _stdout().print(table)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging as transformers_logging
 
 from lorafit import bundled, hub, runtime
-from lorafit.errors import EncoderError, nearest
-from lorafit.files import sha256_of
+from lorafit.errors import EncoderError, StorageError, nearest
+from lorafit.files import sha256_of, write_text
+from lorafit.manifest import Shape
+from lorafit.runtime import cache_dir
 
 _FILES = [
     "config.json",
@@ -81,7 +83,32 @@ def locate(name: str, *, refresh: bool = False) -> Files:
         raise EncoderError(
             f"{name} is no complete encoder: it needs config.json, weights as *.safetensors and a tokenizer."
         )
-    return Files(str(folder.resolve()), folder, None, None, _weights_sha256(folder))
+    sha256 = _weights_sha256(folder)
+    _remember(sha256, folder)
+    return Files(str(folder.resolve()), folder, None, None, sha256)
+
+
+def find(sha256: str, hub_id: str | None, revision: str | None) -> Files | None:
+    """Return the encoder on this machine that has these weights: the bundled one, a folder seen before, or the Hub's.
+
+    A folder whose weights have changed since comes last: compare them.
+
+    Args:
+        sha256: of its weights.
+        hub_id: its name on the Hub; None for one that is not there.
+        revision: its commit there.
+
+    Raises:
+        HubError: it is neither here nor can it be fetched.
+    """
+    name = bundled.encoder_with(sha256)
+    if name is not None:
+        return locate(f"bundled:{name}")
+    folder = _remembered().get(sha256, "")
+    here = locate(folder) if folder and _is_complete(Path(folder)) else None
+    if here is not None and (here.sha256 == sha256 or hub_id is None):
+        return here
+    return locate(f"hub:{hub_id}@{revision}") if hub_id else None
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -103,12 +130,36 @@ def refuse_long_window(files: Files, tokenizer: Any, max_tokens: int) -> None:
     Raises:
         EncoderError: names both numbers.
     """
-    with _refusing_what_does_not_load(files.name):
-        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    window = int(min(positions, tokenizer.model_max_length))
-    if max_tokens > window:
-        raise EncoderError(f"{files.name} reads at most {window} tokens; data.max_tokens is {max_tokens}.")
+    limit = window(files, tokenizer)
+    if max_tokens > limit:
+        raise EncoderError(f"{files.name} reads at most {limit} tokens; data.max_tokens is {max_tokens}.")
+
+
+def window(files: Files, tokenizer: Any) -> int:
+    """Return how many tokens the encoder can read at once, special tokens included."""
+    positions = getattr(_config(files), "max_position_embeddings", None) or tokenizer.model_max_length
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def shape(files: Files) -> Shape:
+    """Return an encoder's size, as its configuration says it."""
+    config = _config(files)
+    return Shape(
+        model_type=config.model_type,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def blank(files: Files, labels: int) -> PreTrainedModel:
+    """Return the classifier with this many labels as shapes only, on torch's "meta" device."""
+    config = _config(files)
+    config.num_labels = labels
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -205,6 +256,31 @@ def _is_complete(folder: Path) -> bool:
     else:
         weights = (folder / "model.safetensors").is_file()
     return weights and (folder / "config.json").is_file() and any((folder / f).is_file() for f in _TOKENIZER_FILES)
+
+
+def _config(files: Files) -> Any:
+    with _refusing_what_does_not_load(files.name):
+        return AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+
+
+def _remember(sha256: str, folder: Path) -> None:
+    """Note where these weights lie on this machine: a bundle names its base by its weights, never by a path."""
+    known = _remembered()
+    if known.get(sha256) != str(folder.resolve()):
+        with suppress(StorageError):  # --encoder does it too
+            write_text(_places_file(), json.dumps(known | {sha256: str(folder.resolve())}, indent=2))
+
+
+def _remembered() -> dict[str, str]:
+    try:
+        known = json.loads(_places_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or damaged
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _places_file() -> Path:
+    return cache_dir() / "encoders.json"
 
 
 def _weights_sha256(folder: Path) -> str:

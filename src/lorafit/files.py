@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,25 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty neighbour of `folder` to fill; it takes that place when all went well, and is gone if not.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    unfinished = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}")
+    with storing(folder):
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

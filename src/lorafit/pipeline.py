@@ -10,20 +10,24 @@ import numpy as np
 from lorafit import (
     adapter,
     bundle,
+    card,
     data,
     encoders,
     evaluation,
     padfree,
     predict,
     prepared,
+    proof,
     report,
     runs,
     runtime,
     training,
 )
+from lorafit import recipe as recipes
 from lorafit.console import complain, say
 from lorafit.errors import RunError
 from lorafit.files import sha256_of
+from lorafit.manifest import Manifest, Trained
 from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
 from lorafit.runs import Run
@@ -163,6 +167,9 @@ def evaluate(run: Run) -> evaluation.Comparison:
         scores = {"test": evaluation.compare(base, adapted, len(test)).as_record(), "adapter_sha256": weights}
         run.write("scores.json", json.dumps(scores, indent=2) + "\n")
         report.write(run)
+        made = bundle.check(run.adapter)
+        if made is not None:
+            card.write(run.adapter, made, scores["test"])
     return evaluation.Comparison.from_record(scores["test"])
 
 
@@ -273,7 +280,15 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     except KeyboardInterrupt:
         complain("Interrupted", f"go on with: lorafit train --resume {run.path}", "yellow")
         raise
-    bundle.save(run.adapter, setup.model, setup.tokenizer, _manifest(recipe, setup))
+    say("Proving the adapter: a fresh process reads it back ...")
+    proved = proof.save(
+        run.adapter,
+        setup.model,
+        setup.tokenizer,
+        _manifest(run, recipe, setup, outcome),
+        found.validation.texts,
+        setup.where,
+    )
     run.update(
         state=runs.FINISHED,
         best_epoch=outcome.best_epoch,
@@ -287,22 +302,27 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     )
     say(
         f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best_accuracy:.4f} in epoch "
-        f"{outcome.best_epoch}. The adapter lies in {run.adapter}."
+        f"{outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within {proved.gap:.1g}."
     )
     return run
 
 
-def _manifest(recipe: Recipe, setup: _Setup) -> bundle.Manifest:
-    files = setup.files
-    source = files.name
-    if source.startswith("hub:"):
-        source = f"hub:{files.hub_id}@{files.revision}"
-    return bundle.Manifest(
-        base=bundle.Base(source=source, id=files.hub_id, revision=files.revision, sha256=files.sha256),
+def _manifest(run: Run, recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manifest:
+    best = next(line["validation"] for line in run.validations if line["epoch"] == outcome.best_epoch)
+    return Manifest(
+        base=bundle.identity(setup.files),
         labels=setup.prepared.labels,
         max_tokens=recipe.data.max_tokens,
         html=recipe.data.html,
         seed=recipe.seed,
+        training=Trained(
+            recipe=recipes.without_folders(recipe),
+            texts={name: len(split) for name, split in setup.prepared.splits.items()},
+            best_epoch=outcome.best_epoch,
+            validation=best,
+            precision=setup.where.precision,
+            packages=runtime.describe_machine()["packages"],
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """A bundle -> probabilities. Evaluation, the service and the page all use this."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from peft import PeftModel
 from scipy.special import softmax
 
 from lorafit import adapter, bundle, runtime, tables
+from lorafit.bundle import Loaded
 from lorafit.console import bar
-from lorafit.data import name_rows, strip_tags
+from lorafit.data import name_rows
 from lorafit.errors import DataError
 from lorafit.runtime import Runtime
-from lorafit.tokens import Tokens, encode, pad
+from lorafit.tokens import Tokens, pad
 
 TOKENS_PER_BATCH = 4096  # a batch of 8 texts at 512 tokens, of 128 at 32
 TEXTS_AT_ONCE = 4096  # of a stream: enough to sort by length, few enough to hold
@@ -53,6 +54,11 @@ def logits(
     return result
 
 
+def plain_logits(model: torch.nn.Module, tokens: Tokens, pad_id: int) -> np.ndarray:
+    """Return what `logits` does, of a model as transformers and PEFT made it, in fp32 on the CPU."""
+    return logits(model, tokens, pad_id, Runtime("cpu", "fp32", torch.get_num_threads(), "as asked for"))
+
+
 class Classifier:
     """A trained adapter on its encoder, ready to answer.
 
@@ -63,54 +69,68 @@ class Classifier:
     'pos'
     """
 
-    def __init__(self, folder: Path, where: Runtime) -> None:
-        self._folder, self._where = folder, where
-        loaded = bundle.load(folder)
-        self._manifest, self._tokenizer = loaded.manifest, loaded.tokenizer
-        self._engines = {"adapted": self._engine(loaded.model.merge_and_unload(), loaded.fresh)}
+    def __init__(self, load: Callable[[], Loaded], where: Runtime) -> None:
+        self._load, self._where = load, where
+        self._loaded = load()
+        adapted = self._loaded.model.merge_and_unload()
+        self._engines = {"adapted": self._engine(adapted, self._loaded.fresh)}
 
     @classmethod
-    def load(cls, path: Path | str, *, precision: str = "auto", threads: int = 0) -> "Classifier":
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        precision: str = "auto",
+        threads: int = 0,
+        encoder: str | None = None,
+        allow_different_base: bool = False,
+    ) -> "Classifier":
         """Return the classifier in an adapter directory, or in the run folder that holds one.
 
+        Args:
+            path: a run folder or an adapter directory; a plain PEFT directory works too, with a warning.
+            precision: "fp32", "bf16", or "auto": bf16 where this machine measures it faster.
+            threads: CPU threads; 0 = all cores.
+            encoder: the base, as a recipe names it; by default the one on this machine with the right weights.
+            allow_different_base: take a base with other weights; a warning and each answer say so.
+
         Raises:
-            BundleError: no adapter there, or one that can't be used.
+            BundleError: no adapter there, one that is damaged, or a base that it was not trained on.
+            EncoderError: its base can't be found.
         """
-        folder = Path(path)
-        inside = folder / "adapter"
-        return cls(inside if inside.is_dir() else folder, runtime.choose(precision, threads))
+        folder, where = bundle.folder_of(path), runtime.choose(precision, threads)
+        return cls(lambda: bundle.load(folder, encoder=encoder, allow_different_base=allow_different_base), where)
 
     @property
     def model(self) -> PeftModel:
         """The adapted model, in fp32 and not merged, for those who want to go on with PEFT; loaded anew each time."""
-        return bundle.load(self._folder).model
+        return self._load().model
 
     @property
     def labels(self) -> list[str]:
         """Label names in the order of their ids."""
-        return self._manifest.labels
+        return self._loaded.manifest.labels
 
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
         if base and "base" not in self._engines:
-            loaded = bundle.load(self._folder)
+            loaded = self._load()
             loaded.model.base_model.disable_adapter_layers()
             self._engines["base"] = self._engine(loaded.model, loaded.fresh)
         who = "base" if base else "adapted"
-        return logits(self._engines[who], tokens, self._tokenizer.pad_token_id, self._where, who.capitalize())
+        return logits(self._engines[who], tokens, self._loaded.tokenizer.pad_token_id, self._where, who.capitalize())
 
     def probabilities(self, texts: Sequence[str], *, base: bool = False) -> np.ndarray:
         """Return the probability of each label for each text, (texts, labels)."""
         _refuse_non_texts(texts)
         if not texts:
             return np.empty((0, len(self.labels)), dtype=np.float32)
-        if self._manifest.html == "strip":  # as in training
-            texts = [strip_tags(text) for text in texts]
-        tokens = encode(texts, self._tokenizer, self._manifest.max_tokens)
-        return np.asarray(softmax(self.logits(tokens, base=base), axis=1))
+        return np.asarray(softmax(self.logits(self._loaded.encode(texts), base=base), axis=1))
 
     def predict(self, texts: Sequence[str], *, base: bool = False) -> list[dict[str, Any]]:
         """Return one object a text: `text`, one `<label>_prob` for each label, and `label`.
+
+        On a base that the adapter was not trained on, `different_base` is there too, with its SHA-256.
 
         Args:
             texts: any number of texts; longer ones are cut as in training.
@@ -123,6 +143,7 @@ class Classifier:
             {"text": text}
             | {f"{label}_prob": float(p) for label, p in zip(self.labels, row, strict=True)}
             | {"label": self.labels[int(row.argmax())]}
+            | ({"different_base": self._loaded.different_base} if self._loaded.different_base else {})
             for text, row in zip(texts, self.probabilities(texts, base=base), strict=True)
         ]
 
@@ -143,11 +164,13 @@ class Classifier:
         return model.to(self._where.device)
 
 
-def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "text", base: bool = False) -> int:
+def predict_file(
+    load: Callable[[], Classifier], source: Path, target: Path, *, text_column: str = "text", base: bool = False
+) -> int:
     """Write the table in `source` to `target` with `predicted_label` and one `<label>_prob` a label added.
 
     Args:
-        path: a run folder or an adapter directory.
+        load: gives the classifier; it is called once the table has been looked at.
         source: CSV, TSV, JSONL or Parquet.
         target: the same formats, by its ending.
         text_column: the column with the texts.
@@ -160,7 +183,8 @@ def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "
         DataError: no such column, rows without a text, or a column of a name that the answers need.
         StorageError: the target can't be written.
 
-    >>> predict_file(Path("runs/demo"), Path("reviews.csv"), Path("scored.csv"), text_column="review")
+    >>> load = lambda: Classifier.load("runs/demo")
+    >>> predict_file(load, Path("reviews.csv"), Path("scored.csv"), text_column="review")
     """
     tables.refuse_target(target)
     table = tables.read(source)
@@ -168,7 +192,7 @@ def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "
     unusable = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
     if unusable:
         raise DataError(f"{source}: {len(unusable)} of {len(texts)} rows have no text ({name_rows(unusable)}).")
-    classifier = Classifier.load(path)
+    classifier = load()
     added = ["predicted_label", *(f"{label}_prob" for label in classifier.labels)]
     clash = [name for name in added if name in table.columns]
     if clash:
@@ -179,6 +203,8 @@ def predict_file(path: Path, source: Path, target: Path, *, text_column: str = "
     table["predicted_label"] = [answer["label"] for answer in answers]
     for name in added[1:]:
         table[name] = [answer[name] for answer in answers]
+    if "different_base" in answers[0]:
+        table["different_base"] = answers[0]["different_base"]
     tables.write(table, target)
     return len(table)
 

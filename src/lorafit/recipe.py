@@ -215,6 +215,16 @@ def to_toml(recipe: Recipe) -> str:
     return tomli_w.dumps(recipe.model_dump())
 
 
+def without_folders(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values in which a file or folder has its last name only: for other people's eyes."""
+    values = recipe.model_dump()
+    for table, key in (("data", "source"), ("data", "test_source"), ("encoder", "name")):
+        source = values[table][key]
+        if not source.startswith(("bundled:", "hub:", "split:")):
+            values[table][key] = Path(source).name
+    return values
+
+
 def to_commented_toml(recipe: Recipe, title: str) -> str:
     """Return the recipe as TOML to edit: under `title`, every key with its meaning behind it."""
     lines = [f"# {title}", ""]

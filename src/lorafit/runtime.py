@@ -58,9 +58,14 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
         precision: "fp32", "bf16", or "auto": bf16 where a short matrix product measures it faster.
         threads: CPU threads; 0 means one for each core that this process may use.
 
+    Raises:
+        RecipeError: no such precision, or a GPU that does not have it.
+
     >>> choose(precision="fp32", threads=1).threads
     1
     """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise RecipeError(f"There is no precision {precision!r}; there are auto, fp32 and bf16.")
     _keep_few_shapes()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = threads or _usable_cores()

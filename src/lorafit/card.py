@@ -1,0 +1,252 @@
+"""The model card of a bundle: what it is, what it scored on how many texts, and how to use it in plain PEFT."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from lorafit.files import write_text
+from lorafit.manifest import Base, Manifest
+
+FILE = "README.md"
+
+
+def write(folder: Path, manifest: Manifest, test: dict[str, Any] | None = None) -> None:
+    """Write the card of the bundle in `folder`.
+
+    Args:
+        folder: the adapter directory.
+        manifest: what it holds.
+        test: base against adapted on the test texts, as `scores.json` has it; None before `evaluate`.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    write_text(folder / FILE, text(manifest, test))
+
+
+def write_merged(folder: Path, manifest: Manifest) -> None:
+    """Write the card of the merged model in `folder`.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    header = ModelCardData(
+        base_model=manifest.base.id,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        tags=["lorafit"],
+    )
+    card = _MERGED.format(
+        header=header.to_yaml(),
+        base=_base_link(manifest.base),
+        weights=manifest.base.sha256[:12],
+        labels=_numbered(manifest.labels),
+    )
+    write_text(folder / FILE, card)
+
+
+def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
+    """Return the card as Markdown, with the Hub's metadata header.
+
+    >>> print(text(bundle.check(Path("runs/demo/adapter"))))
+    """
+    assert manifest.training is not None
+    recipe, base = manifest.training.recipe, manifest.base
+    return _TEMPLATE.format(
+        header=_header(manifest, test).to_yaml(),
+        name=recipe["name"],
+        base=_base_link(base),
+        weights=base.sha256[:12],
+        labels=_numbered(manifest.labels),
+        data=recipe["data"]["source"],
+        texts=manifest.training.texts,
+        max_tokens=manifest.max_tokens,
+        html="; tags such as `<br />` are taken out first" if manifest.html == "strip" else "",
+        lora=recipe["adapter"],
+        targets=_joined(recipe["adapter"]["targets"]),
+        training=recipe["training"],
+        seed=recipe["seed"],
+        precision=manifest.training.precision,
+        packages=", ".join(f"{name} {version}" for name, version in manifest.training.packages.items()),
+        scores=_scores(manifest, test),
+        use="\n\n".join(_snippets(manifest)),
+    )
+
+
+def _header(manifest: Manifest, test: dict[str, Any] | None) -> ModelCardData:
+    assert manifest.training is not None
+    recipe = manifest.training.recipe
+    source = recipe["data"]["source"]
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=_data_set(source) or "private",
+            dataset_name=f"{source}, {test['n']:,} test texts",
+            metric_type=metric,
+            metric_value=round(test["adapted"][key], 6),
+        )
+        for metric, key in (("accuracy", "accuracy"), ("f1", "f1"))
+        if test
+    ]
+    return ModelCardData(
+        base_model=manifest.base.id,
+        library_name="peft",
+        pipeline_tag="text-classification",
+        tags=["lora", "lorafit", f"base_model:adapter:{manifest.base.id}"] if manifest.base.id else ["lora", "lorafit"],
+        datasets=_data_set(source),
+        metrics=["accuracy", "f1"],
+        model_name=recipe["name"],
+        eval_results=results or None,
+    )
+
+
+def _data_set(source: str) -> str | None:
+    """Return the Hub's name of a data set, if it comes from there."""
+    return source.removeprefix("hub:").partition("@")[0] if source.startswith("hub:") else None
+
+
+def _base_link(base: Base) -> str:
+    if base.id is None:
+        return f"`{base.name}`, an encoder that is not on the Hub"
+    return f"[{base.id}](https://huggingface.co/{base.id}) at revision `{base.revision}`"
+
+
+def _numbered(labels: list[str]) -> str:
+    return ", ".join(f"{label_id} = {label}" for label_id, label in enumerate(labels))
+
+
+def _joined(targets: str | list[str]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
+    assert manifest.training is not None
+    validation, texts = manifest.training.validation, manifest.training.texts
+    rows = ["| | texts | accuracy | macro F1 |", "|---|---|---|---|"]
+    if test:
+        for who in ("base", "adapted"):
+            rows.append(f"| test, {who} | {test['n']:,} | {test[who]['accuracy']:.4f} | {test[who]['f1']:.4f} |")
+    rows.append(
+        f"| validation, adapted | {texts['validation']:,} | {validation['accuracy']:.4f} | {validation['f1']:.4f} |"
+    )
+    explained = (
+        "*base* is the same encoder with an untrained head. " if test else "The test texts wait for `evaluate`. "
+    )
+    return "\n".join(rows) + f"\n\n{explained}The epoch was chosen on the validation texts."
+
+
+def _snippets(manifest: Manifest) -> list[str]:
+    names = dict(enumerate(manifest.labels))
+    ask = _ASK.format(max_tokens=manifest.max_tokens)
+    whole = _OVER_THE_BASE.format(
+        names=names,
+        base=manifest.base.id or "path/to/" + manifest.base.name,
+        revision=f", revision={manifest.base.revision!r}" if manifest.base.id else "",
+        ask=ask,
+    )
+    if manifest.base.id is None:
+        return [f"With the encoder `{manifest.base.name}` at hand:", whole]
+    return [_AUTO.format(names=names, ask=ask), "Or over a base that you load yourself:", whole]
+
+
+_ASK = """\
+tokenizer = AutoTokenizer.from_pretrained(folder)
+batch = tokenizer(["A text."], truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
+with torch.inference_mode():
+    probabilities = model(**batch).logits.softmax(-1)
+for row in probabilities:
+    print(id2label[int(row.argmax())], row.tolist())"""
+
+_AUTO = """\
+```python
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoTokenizer
+
+folder = "."  # this directory
+id2label = {names}
+label2id = {{name: number for number, name in id2label.items()}}
+model = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=id2label, label2id=label2id).eval()
+{ask}
+```"""
+
+_OVER_THE_BASE = """\
+```python
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this directory
+id2label = {names}
+label2id = {{name: number for number, name in id2label.items()}}
+base = AutoModelForSequenceClassification.from_pretrained(
+    {base!r}{revision}, id2label=id2label, label2id=label2id
+)
+model = PeftModel.from_pretrained(base, folder).eval()
+{ask}
+```"""
+
+_TEMPLATE = """\
+---
+{header}
+---
+
+# {name}
+
+A LoRA adapter with its classification head, for {base} (SHA-256 of the weights {weights}...).
+
+Labels: {labels}.
+
+## Scores
+
+{scores}
+
+## Data and recipe
+
+* Data: {data}; {texts[train]:,} texts to train on, {texts[validation]:,} to choose the epoch, {texts[test]:,} to test.
+* A text is read up to {max_tokens} tokens, the rest is cut{html}.
+* LoRA: r={lora[rank]}, alpha={lora[alpha]:g}, dropout {lora[dropout]:g}, on {targets}.
+* Training: {training[epochs]} epochs at most, batches of {training[batch_size]}, learning rate
+  {training[learning_rate]:g}, {training[schedule]} schedule, seed {seed}, {precision}.
+* {packages}.
+
+The whole recipe stands in `lorafit.json`.
+
+## Use it
+
+With plain PEFT, for which the names of the labels have to be given:
+
+{use}
+
+With lorafit, which knows the names, finds the base, and refuses a wrong one:
+
+```python
+from lorafit import Classifier
+
+print(Classifier.load(".").predict(["A text."]))
+```
+
+## What stands beside this card
+
+`proof.json` holds 32 short texts that were kept out of the training, with the answers of the trained model;
+`lorafit verify .` asks them again. Do not hand this directory to people who must not read those texts.
+"""
+
+_MERGED = """\
+---
+{header}
+---
+
+# A text classifier
+
+{base} (SHA-256 of the weights {weights}...) with a LoRA adapter merged into it, in fp32. Labels: {labels}.
+`merged_from.json` says which adapter, how it was trained, and how far the answers are from those before merging.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("text-classification", model=".", truncation=True)
+print(classify(["A text."]))
+```
+"""

@@ -1,0 +1,181 @@
+"""What `lorafit.json` holds: all that PEFT's files do not say, sealed with a sum of its own."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from lorafit.errors import BundleError
+from lorafit.files import write_text
+
+FILE = "lorafit.json"
+FORMAT_VERSION = 1  # the newest that is read; each change that an older lorafit would misread raises it
+LARGEST_MANIFEST_BYTES = 4_000_000  # a thousand times what one takes
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PlainFileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]  # of no other folder
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Shape(_Part):
+    """The size of an encoder, as its configuration says it."""
+
+    model_type: str
+    """The family: bert, roberta, ..."""
+    layers: int
+    width: int
+    """Numbers a token in the last hidden state."""
+    vocabulary: int
+    """Rows of the token embedding."""
+
+    def __str__(self) -> str:
+        return f"{self.model_type}, {self.layers} layers of width {self.width}, {self.vocabulary:,} tokens"
+
+
+class Base(_Part):
+    """The encoder that an adapter belongs to. It is found by its id or its weights, never by a path."""
+
+    name: str
+    """bundled:NAME, hub:ID@REVISION, or the name of the folder that it lay in."""
+    id: str | None
+    """Its id on the Hub; None for a folder."""
+    revision: str | None
+    """Its commit there."""
+    sha256: Sha256
+    """The SHA-256 of its weights."""
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.name} (weights {self.sha256[:12]}..., {self.shape})"
+
+
+class Trained(_Part):
+    """How the adapter came to be."""
+
+    recipe: dict[str, Any]
+    """The resolved recipe, the folders of its files left out."""
+    texts: dict[str, int]
+    """Number of texts of each split."""
+    best_epoch: int
+    validation: dict[str, float]
+    """The best epoch's scores on the validation texts."""
+    precision: str
+    packages: dict[str, str]
+    """Versions of torch, transformers, peft and the rest."""
+
+
+class Proof(_Part):
+    """What a fresh process found when it read the files back."""
+
+    texts: int
+    gap: float
+    """Largest difference of its logits from the trained model's, in the precision of the training."""
+    gap_fp32: float
+    """The same difference for plain PEFT in fp32: what the precision of the training costs."""
+
+
+class Manifest(_Part):
+    """What `lorafit.json` holds."""
+
+    format_version: Literal[1] = 1
+    base: Base
+    labels: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=2)]
+    """Label names in the order of their ids."""
+    task: Literal["single_label"] = "single_label"
+    max_tokens: Annotated[int, Field(gt=0)]
+    """Longer texts are cut to this many tokens, special tokens included."""
+    long_text: Literal["head"] = "head"
+    """Which part of a long text is kept."""
+    html: Literal["keep", "strip"] = "keep"
+    """"strip": tags are taken out of the texts first."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """What the logits were divided by in calibration. The head holds it already; 1: none was fitted."""
+    thresholds: None = None
+    """Probabilities from which a label is given; None: the most probable one is."""
+    seed: int
+    """Makes the base's untrained head again."""
+    training: Trained | None = None
+    proof: Proof | None = None
+    files: dict[PlainFileName, Sha256] = {}
+    """The SHA-256 of each file beside this one, but for the model card, which may be edited."""
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> "Manifest":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels are not distinct")
+        return self
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write `lorafit.json` into `folder`, with the sum over its content as its last key, `seal`.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    content = manifest.model_dump(mode="json")
+    write_text(folder / FILE, json.dumps(content | {"seal": _seal(content)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def read(folder: Path) -> Manifest:
+    """Return what `lorafit.json` in `folder` holds.
+
+    Raises:
+        BundleError: it can't be read, its format is newer than this version knows, or its seal does not fit.
+    """
+    file = folder / FILE
+    content = read_json(file, LARGEST_MANIFEST_BYTES)
+    version = content.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{file} has format version {version}; this lorafit reads versions up to {FORMAT_VERSION}. "
+            "Update it with: pip install --upgrade lorafit"
+        )
+    seal = content.pop("seal", None)
+    made = parse(Manifest, content, file)
+    if seal != _seal(content):
+        raise BundleError(f"{file} has been changed since it was written: its seal does not fit its content.")
+    return made
+
+
+def read_json(file: Path, largest_bytes: int) -> dict[str, Any]:
+    """Return the object in a JSON file that is no larger than it should be.
+
+    Raises:
+        BundleError: too large, not JSON, or no object.
+    """
+    try:
+        if file.stat().st_size > largest_bytes:
+            raise BundleError(f"{file} takes {file.stat().st_size:,} bytes; it should be far smaller.")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file} can't be read: {str(error).splitlines()[0]}.") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{file} can't be read: it holds no JSON object.")
+    return content
+
+
+def parse(model: type[Model], content: dict[str, Any], file: Path) -> Model:
+    """Return the content of a JSON file as a pydantic model; `file` names it in errors.
+
+    Raises:
+        BundleError: it has another form.
+    """
+    try:
+        return model.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise BundleError(f"{file} can't be used: {place + ': ' if place else ''}{fault['msg']}.") from None
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of the content, however it was laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

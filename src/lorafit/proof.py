@@ -1,0 +1,216 @@
+"""The proof that a bundle is the model that was trained: a fresh process reads it back and gives the same answers.
+
+At save the answers are compared with the trained model's, in its own precision, and every tensor bit by bit; those of
+plain PEFT in fp32 are kept in `proof.json`, so that `verify` can ask again on any machine.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict
+
+from lorafit import adapter, bundle, card, manifest, predict, runtime
+from lorafit.errors import BundleError, LorafitError
+from lorafit.files import new_folder, write_text
+from lorafit.manifest import Manifest, Proof
+from lorafit.runtime import Runtime
+from lorafit.tokens import encode
+
+FILE = "proof.json"
+TEXTS = 32
+LONGEST_CHARACTERS = 8000  # of a text that is kept: more than 512 tokens of it
+LARGEST_BYTES = 10_000_000
+# Largest gap between logits that count as equal, as a share of the largest logit or of 1: in fp32 what sums in another
+# order give, in bf16 one rounding.
+TOLERANCE = {"fp32": 1e-5, "bf16": 2**-8}
+
+
+class Evidence(BaseModel):
+    """What `proof.json` holds: texts kept out of the training, and what there was to be seen when it ended."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    texts: list[str]
+    tensors: dict[str, str]
+    """A fingerprint of each trained tensor, by its name in the PEFT model."""
+    logits: list[list[float]]
+    """Of plain PEFT in fp32, (texts, labels)."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a bundle gives once loaded: fingerprints of its tensors, and logits as plain PEFT and as in training."""
+
+    tensors: dict[str, str]
+    logits: list[list[float]]
+    logits_as_trained: list[list[float]]
+
+
+def save(
+    folder: Path, model: PeftModel, tokenizer: Any, made: Manifest, held_out: Sequence[str], where: Runtime
+) -> Proof:
+    """Write the bundle of a trained model into `folder`, once a fresh process has proved it.
+
+    Args:
+        folder: the adapter directory; nothing stands there until all is proved.
+        model: as it was trained.
+        tokenizer: of the training.
+        made: the manifest, without files and proof.
+        held_out: texts that were not trained on, prepared as in training.
+        where: device and precision of the training.
+
+    Raises:
+        BundleError: what comes back differs from the model; names the tensor.
+        StorageError: a disk that is full or not writable.
+    """
+    texts = choose_texts(held_out)
+    tokens = encode(texts, tokenizer, made.max_tokens)
+    logits = predict.logits(model, tokens, tokenizer.pad_token_id, where, "Proving")
+    tensors = fingerprints(model, adapter.trained_weights(model))
+    with new_folder(folder) as unfinished:
+        bundle.write(unfinished, model, tokenizer, made)
+        _write(unfinished, Evidence(texts=texts, tensors=tensors, logits=[]))
+        bundle.seal(unfinished, made)
+        found = _ask_fresh_process(unfinished, where)
+        _refuse_other_tensors(folder, tensors, found.tensors)
+        gap = _refuse_other_logits(folder, logits, np.array(found.logits_as_trained), where.precision)
+        proof = Proof(texts=len(texts), gap=gap, gap_fp32=_gap(logits, np.array(found.logits)))
+        proved = made.model_copy(update={"proof": proof})
+        _write(unfinished, Evidence(texts=texts, tensors=tensors, logits=found.logits))
+        card.write(unfinished, proved)
+        bundle.seal(unfinished, proved)
+    return proof
+
+
+def verify(folder: Path, *, encoder: str | None = None) -> Proof:
+    """Repeat the proof of a bundle: its files' hashes, its labels, every tensor, the logits in plain PEFT and fp32.
+
+    Returns:
+        The number of texts and the gaps found now; `gap` is `gap_fp32`.
+
+    Raises:
+        BundleError: says what differs; or there is no proof to repeat.
+
+    >>> verify(Path("runs/demo/adapter")).gap < 1e-5
+    True
+    """
+    made = bundle.check(folder)
+    if made is None or made.proof is None:
+        raise BundleError(f"{folder} has no proof to repeat: lorafit did not make it, or did not finish it.")
+    evidence = read(folder)
+    loaded = bundle.load(folder, encoder=encoder)
+    _refuse_other_tensors(folder, evidence.tensors, fingerprints(loaded.model, evidence.tensors))
+    logits = predict.plain_logits(loaded.model, loaded.encode(evidence.texts), loaded.tokenizer.pad_token_id)
+    gap = _refuse_other_logits(folder, np.array(evidence.logits), logits, "fp32")
+    return Proof(texts=len(evidence.texts), gap=gap, gap_fp32=gap)
+
+
+def read(folder: Path) -> Evidence:
+    """Return what `proof.json` holds.
+
+    Raises:
+        BundleError: it can't be read.
+    """
+    return manifest.parse(Evidence, manifest.read_json(folder / FILE, LARGEST_BYTES), folder / FILE)
+
+
+def choose_texts(held_out: Sequence[str]) -> list[str]:
+    """Return at most 32 texts: the shortest, which keep the bundle small, and the longest, which has to be cut."""
+    by_length = sorted(held_out, key=len)
+    chosen = by_length if len(by_length) <= TEXTS else [*by_length[: TEXTS - 1], by_length[-1]]
+    return [text[:LONGEST_CHARACTERS] for text in chosen]
+
+
+def fingerprints(model: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the first 16 digits of the SHA-256 of each tensor called so; a name that the model lacks is left out."""
+    weights = dict(model.named_parameters())
+    return {name: _digest(weights[name]) for name in names if name in weights}
+
+
+def _digest(weight: torch.Tensor) -> str:
+    return hashlib.sha256(weight.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def answer(folder: Path, where: Runtime) -> Answers:
+    """Return what a bundle gives: first as plain PEFT in fp32 on the CPU, then on the engine of the training."""
+    loaded = bundle.load(folder)
+    evidence = read(folder)
+    tokens, pad_id = loaded.encode(evidence.texts), loaded.tokenizer.pad_token_id
+    tensors = fingerprints(loaded.model, evidence.tensors)
+    plain = predict.plain_logits(loaded.model, tokens, pad_id)
+    adapter.speed_up(loaded.model, loaded.fresh, where)
+    as_trained = predict.logits(loaded.model.to(where.device), tokens, pad_id, where)
+    return Answers(tensors, plain.tolist(), as_trained.tolist())
+
+
+def _write(folder: Path, evidence: Evidence) -> None:
+    write_text(folder / FILE, json.dumps(evidence.model_dump(), ensure_ascii=False) + "\n")
+
+
+def _ask_fresh_process(folder: Path, where: Runtime) -> Answers:
+    """Let a new Python process, which knows nothing of ours, load the bundle and answer.
+
+    Raises:
+        BundleError: it could not.
+    """
+    order = json.dumps({"folder": str(folder.resolve()), "where": runtime.as_record(where)})
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "lorafit.proof"], input=order, capture_output=True, text=True, encoding="utf-8"
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip() or f"it ended with code {done.returncode}").splitlines()[-1]
+        raise BundleError(f"A fresh process can't read the adapter back: {last}")
+    return Answers(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _refuse_other_tensors(folder: Path, trained: dict[str, str], found: dict[str, str]) -> None:
+    differing = [name for name in trained if trained[name] != found.get(name)]
+    if differing:
+        raise BundleError(
+            f"{folder} does not come back as it was trained: {differing[0]} differs"
+            + (f", and {len(differing) - 1} more tensors." if len(differing) > 1 else ".")
+        )
+
+
+def _refuse_other_logits(folder: Path, trained: np.ndarray, found: np.ndarray, precision: str) -> float:
+    """Return the largest gap between two arrays of logits.
+
+    Raises:
+        BundleError: it is larger than the precision explains.
+    """
+    if trained.shape != found.shape:
+        raise BundleError(f"{folder} gives answers of the shape {found.shape}; its proof has {trained.shape}.")
+    gap, limit = _gap(trained, found), TOLERANCE[precision] * max(1.0, float(np.abs(trained).max()))
+    if not gap <= limit:  # a NaN is no match either
+        raise BundleError(
+            f"{folder} does not answer as it was trained: its logits differ by up to {gap:.2g}, where {precision} "
+            f"explains {limit:.2g}. Its tensors are the trained ones; look at the encoder underneath."
+        )
+    return gap
+
+
+def _gap(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one - other).max())
+
+
+def main() -> None:
+    """Be the fresh process: an order as JSON on standard input, `Answers` as JSON on standard output."""
+    order = json.loads(sys.stdin.read())
+    try:
+        found = answer(Path(order["folder"]), runtime.restore(order["where"]))
+    except LorafitError as error:
+        sys.exit(str(error))
+    sys.stdout.write(json.dumps(asdict(found)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
