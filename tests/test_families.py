@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from scipy.special import softmax
 
 from lorafit import adapter, encoders, families, padfree, pipeline, predict, recipe, runtime, tokens
-from lorafit.errors import EncoderError, LorafitWarning
+from lorafit.errors import EncoderError, LorafitWarning, RecipeError
 from tests.conftest import texts_and_labels, write_csv
 from tests.small_encoders import CONFIGS, COUNT_FROM_PADDING, SHAPE, write_encoder
 
@@ -240,6 +240,13 @@ def test_the_recipes_that_say_all_linear_adapt_what_their_lists_of_names_did(tin
         model = adapter.attach(encoders.load(files, ["a", "b"]).model, targets=targets)
         assert adapted_layers(model) == adapted_layers(named)
         assert model.peft_config["default"].to_dict() == named.peft_config["default"].to_dict()
+
+
+def test_a_word_that_means_no_layers_is_refused_with_those_that_do() -> None:
+    with pytest.raises(
+        RecipeError, match="adapter.targets = \"all_linear\": it can be 'attention' or 'all-linear', or it "
+    ):
+        recipe.from_values({"adapter": {"targets": "all_linear"}})
 
 
 @pytest.mark.parametrize(
