@@ -61,6 +61,8 @@ def sentences(speed: dict[str, Any], accuracy: dict[str, Any]) -> list[str]:
     shares = [f"{of_it['share of the bf16 ceiling']:.0%}" for of_it in ratios.values()]
     memory = [f"{of_it['peak memory: ours / tuned, equal batch']:.2f}" for of_it in ratios.values()]
     once, beside = accuracy["one_pass"], accuracy["beside_the_plain_loop"]
+    targets = accuracy["recipe"]["adapter"]["targets"]
+    targets = targets if isinstance(targets, str) else ", ".join(targets)
     ceilings = [f"{speed['bf16_ceiling_gflops'][shape]:.0f}" for shape in ratios]
     small, large = accuracy["cost_per_review_milliseconds"].values()
     ours, kept, plain = (f"{beside[who]['accuracy']:.4f}" for who in ("ours", "ours_dropout_kept", "plain"))
@@ -71,7 +73,7 @@ def sentences(speed: dict[str, Any], accuracy: dict[str, Any]) -> list[str]:
         f"at the same batch size: {memory[0]} and {memory[1]} of it.",
         f"{once['training_seconds']:.0f} seconds of training give {once['accuracy']:.4f} on 2,000 untouched reviews: "
         f"mean of three seeds, standard deviation {once['accuracy_standard_deviation']:.4f}; "
-        f"`recipes/imdb-one-pass.toml`, adapters on {', '.join(accuracy['recipe']['adapter']['targets'])}; head on the "
+        f"`recipes/imdb-one-pass.toml`, adapters on {targets}; head on the "
         f"{accuracy['recipe']['encoder']['pooling']} token.",
         f"Beside the plain loop on the same texts and seeds (1,700 reviews of up to 128 tokens, once): {ours} "
         f"against {plain}, means of three seeds. With BERT's own dropout kept lorafit scores {kept}, and takes "

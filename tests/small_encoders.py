@@ -1,12 +1,19 @@
-"""Small random encoders of every family with an adapter, one ragged batch, and how far two answers are apart."""
+"""Small random encoders of every family, in memory with an adapter or as a checkpoint; a batch, and how far two answers
+are apart.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from tokenizers.processors import TemplateProcessing
 from torch import nn
+
+from tests.conftest import BAD, FILLER, GOOD
 
 LENGTHS = [1, 2, 80, 17, 33, 64, 40]
 SHAPE = {
@@ -95,3 +102,46 @@ def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     assert one.keys() == other.keys()
     gaps = [((one[key] - other[key]).abs().max() / one[key].abs().max()).double() for key in one]
     return float(torch.stack(gaps).max())  # which, unlike Python's max, does not lose a NaN
+
+
+BERTS_MARKS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+ROBERTAS_MARKS = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}  # padding has id 1
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm")
+# What the published checkpoints have and transformers' defaults do not.
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "position_biased_input": False,
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": 16,
+    },
+    "modernbert": {"classifier_pooling": "mean"},
+}
+
+
+def write_encoder(folder: Path, config: Any, kind: Any = transformers.AutoModel) -> Path:
+    """Write a pretrained encoder as its family has it, with random weights and a tokenizer that knows our words.
+
+    The tokenizer does not say how long a text may be.
+    """
+    family = config.model_type
+    marks = ROBERTAS_MARKS if family in COUNT_FROM_PADDING else BERTS_MARKS
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = [*marks.values(), *GOOD, *BAD, *FILLER, *characters, *(f"##{character}" for character in characters)]
+    ids = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    wordpiece = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token=marks["unk"]))
+    wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    wordpiece.post_processor = TemplateProcessing(
+        single=f"{marks['cls']} $A {marks['sep']}",
+        special_tokens=[(marks[end], ids[marks[end]]) for end in ("cls", "sep")],
+    )
+    names = {f"{name}_token": mark for name, mark in marks.items()}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=wordpiece, **names).save_pretrained(folder)
+    for key, value in AS_PUBLISHED.get(family, {}).items():
+        setattr(config, key, value)
+    config.vocab_size, config.pad_token_id = len(ids), ids[marks["pad"]]
+    torch.manual_seed(0)
+    kind.from_config(config).save_pretrained(folder)
+    return folder

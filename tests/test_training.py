@@ -197,8 +197,8 @@ def test_planning_leaves_weights_and_random_state_alone(tiny: Path) -> None:
 def test_a_target_that_no_layer_is_called_is_refused(tiny_recipe: Callable[..., Any]) -> None:
     with pytest.raises(EncoderError) as error:
         pipeline.plan(tiny_recipe(adapter={"targets": ["querry"]}))
-    assert "is called 'querry'. Its linear layers are query, key, value, dense." in str(error.value)
-    assert "Set adapter.targets. Did you mean 'query'?" in str(error.value)
+    assert "is called 'querry'. Did you mean 'query'? Its attention layers are query, key, value, " in str(error.value)
+    assert 'Set adapter.targets = ["query", "value"].' in str(error.value)
 
 
 def test_the_encoders_own_dropout_is_a_setting(tiny: Path) -> None:

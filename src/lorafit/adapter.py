@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from lorafit import padfree
+from lorafit import families, padfree
 from lorafit.runtime import Runtime
 
 # PEFT makes these trainable for sequence classification whatever we say.
@@ -30,8 +30,9 @@ def attach(
     rank: int = 8,
     alpha: float = 16,
     dropout: float = 0.0,
-    targets: Sequence[str] = ("query", "value"),
+    targets: str | Sequence[str] = ("query", "value"),
     fresh: Sequence[str] = ("classifier",),
+    name: str = "this encoder",
 ) -> PeftModel:
     """Return the model with a LoRA adapter on `targets`; only adapter and fresh head train.
 
@@ -43,17 +44,23 @@ def attach(
         rank: inner width of the factors.
         alpha: scale of the update, divided by `rank`.
         dropout: dropout on the adapter's input.
-        targets: names of linear layers.
+        targets: "attention", "all-linear", or names of linear layers; see `families.choose_layers`.
         fresh: modules that the checkpoint did not hold; they train whole and are saved with the adapter.
+        name: what an error calls the encoder.
+
+    Raises:
+        EncoderError: the encoder has no such layer.
 
     >>> model = attach(encoder.model, rank=8, alpha=16)
     """
+    layers = families.choose_layers(model, targets, fresh, name)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(targets),
+        target_modules=layers.names,
+        exclude_modules=layers.excluded or None,
         modules_to_save=sorted(set(fresh) - PEFT_HEADS) or None,
     )
     attached = get_peft_model(model, config)

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
-from lorafit import bundled, hub, runtime
-from lorafit.errors import EncoderError, StorageError, nearest
+from lorafit import bundled, families, hub, runtime
+from lorafit.errors import EncoderError, StorageError
 from lorafit.files import sha256_of, write_text
 from lorafit.manifest import Shape
 from lorafit.runtime import cache_dir
@@ -31,7 +37,7 @@ _FILES = [
     "merges.txt",
     "*.model",
 ]
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)
@@ -137,13 +143,16 @@ def refuse_long_window(files: Files, tokenizer: Any, max_tokens: int) -> None:
 
 def window(files: Files, tokenizer: Any) -> int:
     """Return how many tokens the encoder can read at once, special tokens included."""
-    positions = getattr(_config(files), "max_position_embeddings", None) or tokenizer.model_max_length
-    return int(min(positions, tokenizer.model_max_length))
+    config = _read_config(files)
+    with _refusing_what_does_not_load(files.name):
+        positions = families.window(config)
+    longest = int(tokenizer.model_max_length)  # of a tokenizer that does not say, 10^30
+    return longest if positions is None else min(positions, longest)
 
 
 def shape(files: Files) -> Shape:
     """Return an encoder's size, as its configuration says it."""
-    config = _config(files)
+    config = _read_config(files)
     return Shape(
         model_type=config.model_type,
         layers=config.num_hidden_layers,
@@ -154,7 +163,7 @@ def shape(files: Files) -> Shape:
 
 def blank(files: Files, labels: int) -> PreTrainedModel:
     """Return the classifier with this many labels as shapes only, on torch's "meta" device."""
-    config = _config(files)
+    config = _read_config(files)
     config.num_labels = labels
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
@@ -181,8 +190,8 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
     Raises:
         EncoderError: transformers knows no classifier for it, or its files are broken.
     """
+    config = _read_config(files)
     with _refusing_what_does_not_load(files.name):
-        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: label_id for label_id, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
@@ -208,6 +217,22 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
             "Name the encoder that it was made from."
         )
     return Encoder(model, fresh)
+
+
+def _read_config(files: Files) -> Any:
+    """Return an encoder's configuration.
+
+    Raises:
+        EncoderError: transformers knows no classifier for it.
+    """
+    with _refusing_what_does_not_load(files.name):
+        config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise EncoderError(
+            f"transformers has no text classifier for {files.name} ({config.model_type}). "
+            f"Set encoder.name to an encoder of a family that lorafit knows: {', '.join(families.FAMILIES)}."
+        )
+    return config
 
 
 @contextmanager
@@ -258,11 +283,6 @@ def _is_complete(folder: Path) -> bool:
     return weights and (folder / "config.json").is_file() and any((folder / f).is_file() for f in _TOKENIZER_FILES)
 
 
-def _config(files: Files) -> Any:
-    with _refusing_what_does_not_load(files.name):
-        return AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
-
-
 def _remember(sha256: str, folder: Path) -> None:
     """Note where these weights lie on this machine: a bundle names its base by its weights, never by a path."""
     known = _remembered()
@@ -287,24 +307,3 @@ def _weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of the weights; of several files, that of their sums one after the other."""
     sums = [sha256_of(file) for file in sorted(folder.glob("model*.safetensors"))]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-
-
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the last part of each linear layer's name, in the order of the encoder, each once."""
-    linear = [name for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear)]
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-
-
-def refuse_unknown_targets(model: PreTrainedModel, targets: list[str], name: str) -> None:
-    """Refuse an adapter target that no linear layer is called.
-
-    Raises:
-        EncoderError: names the target, the layers there are, and the key to set.
-    """
-    known = linear_layers(model)
-    for target in targets:
-        if target not in known:
-            raise EncoderError(
-                f"No layer of {name} is called {target!r}. Its linear layers are {', '.join(known)}. "
-                f"Set adapter.targets.{nearest(target, known)}"
-            )

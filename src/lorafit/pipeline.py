@@ -229,7 +229,6 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
     encoder = encoders.load(files, found.labels, dropout=recipe.encoder.dropout, seed=recipe.seed)
-    encoders.refuse_unknown_targets(encoder.model, recipe.adapter.targets, files.name)
     model = adapter.attach(
         encoder.model,
         rank=recipe.adapter.rank,
@@ -237,6 +236,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         dropout=recipe.adapter.dropout,
         targets=recipe.adapter.targets,
         fresh=encoder.fresh,
+        name=files.name,
     )
     adapter.speed_up(model, encoder.fresh, where)
     planned = training.plan(

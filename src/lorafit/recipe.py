@@ -79,8 +79,8 @@ class Adapter(_Table):
     """The update is scaled by alpha / rank."""
     dropout: Rate = 0.0
     """Dropout on the adapter's input."""
-    targets: Annotated[list[Name], Field(min_length=1)] = ["query", "value"]
-    """Names of the linear layers that get an adapter."""
+    targets: Literal["attention", "all-linear"] | Annotated[list[Name], Field(min_length=1)] = ["query", "value"]
+    """The layers that get an adapter: "attention", "all-linear" (never the head), or names of linear layers."""
 
 
 class Training(_Table):

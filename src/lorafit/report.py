@@ -105,14 +105,14 @@ def four_lines(test: dict[str, Any]) -> list[str]:
 
 
 def _markdown(run: Run, test: dict[str, Any]) -> str:
-    record = run.record
+    record, targets = run.record, run.recipe.adapter.targets
     scores = "\n".join(
         f"| {who} | " + " | ".join(f"{test[who][key]:.4f}" for key in ("accuracy", "f1", "precision", "recall")) + " |"
         for who in ("base", "adapted")
     )
     return _TEMPLATE.format(
         recipe=run.recipe,
-        targets=", ".join(run.recipe.adapter.targets),
+        targets=targets if isinstance(targets, str) else ", ".join(targets),
         record=record,
         packages=record["machine"]["packages"],
         n=test["n"],
