@@ -27,11 +27,13 @@ soak: .venv/.dev  ## the tests with long counts
 
 bench: .venv/.dev  ## measure the main job into results/, and the speed beside plain and tuned peers; about ten minutes
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/table.py
 
 bench-full: .venv/.bench  ## measure everything published into results/, beside every peer; more than an hour
 	$(BIN)/python benchmarks/main_job.py
+	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/speed.py --full
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/table.py

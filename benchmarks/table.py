@@ -135,7 +135,23 @@ def speed() -> list[str]:
     return "\n\n".join("\n".join(part) for part in parts).splitlines()
 
 
-BLOCKS = {"demo": demo, "speed": speed}
+def handover() -> list[str]:
+    """Return what handing an adapter over costs."""
+    measured = _results("handover")
+    bundled, size = measured["bundled"], measured["bert_base_rank_1"]
+    rows = [
+        ("bundle with r=1 on bert-base's shape, tokenizer left out", f"{size['bytes_without_tokenizer'] / 1e3:.0f} kB"),
+        ("proof at save, bundled encoder", f"{bundled['proof_seconds']:.1f} s"),
+        (
+            "checkpoint, bundled encoder, every linear layer",
+            f"{bundled['checkpoint_seconds']:.2f} s, {bundled['checkpoint_bytes'] / 1e6:.1f} MB",
+        ),
+        ("cold process to first answer", f"{bundled['cold_seconds_to_first_answer']:.1f} s"),
+    ]
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+BLOCKS = {"demo": demo, "speed": speed, "handover": handover}
 
 
 def _results(name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ class HubServer:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.requests: list[str] = []
+        self.commits: dict[str, str] = {}  # of copies of real repositories; the others' are made up
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -27,7 +28,9 @@ class HubServer:
         return self.root / kind / repo
 
     def revision(self, kind: str, repo: str) -> str:
-        """Return the repository's commit: a hash of its files."""
+        """Return the repository's commit: the one it was given, or a hash of its files."""
+        if repo in self.commits:
+            return self.commits[repo]
         files = sorted(file for file in self.folder(kind, repo).rglob("*") if file.is_file())
         content = b"".join(file.name.encode() + file.read_bytes() for file in files)
         return hashlib.sha1(content).hexdigest()

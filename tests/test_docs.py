@@ -4,13 +4,19 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+import transformers
 from nbclient import NotebookClient
+from packaging.version import Version
+
+from tests.hub_server import HubServer
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -82,10 +88,36 @@ def readme_python() -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL))
 
 
+def test_each_pain_of_the_field_names_tests_that_there_are() -> None:
+    rows = [line for line in (ROOT / "docs" / "pains.md").read_text().splitlines() if line.startswith("| ")][1:]
+    there = {
+        name for file in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = [re.findall(r"`(test_\w+)`", row) for row in rows]
+    assert len(rows) == 15
+    assert all(named)
+    assert {name for tests in named for name in tests} <= there
+
+
+def test_transformers_is_new_enough_not_to_run_code_from_a_config() -> None:
+    """CVE-2026-4372, CVE-2026-5241: those before 5.5 do."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    floor = next(line for line in project["dependencies"] if line.startswith("transformers"))
+    assert Version(floor.removeprefix("transformers>=")) >= Version("5.5")
+    assert Version(transformers.__version__) >= Version("5.5")
+
+
 @pytest.mark.slow
-def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path) -> None:
-    """In order, in an empty folder, beside a reviews.csv of a user's; `lorafit demo` is the real one."""
-    from lorafit import data
+def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path, hub: HubServer) -> None:
+    """In order, in an empty folder, beside a reviews.csv of a user's; `lorafit demo` is the real one.
+
+    Plain PEFT asks the Hub for the base: the one on loopback has the bundled encoder under its real name and commit.
+    """
+    from lorafit import bundled, data
+
+    encoder = bundled.encoder("minilm")
+    shutil.copytree(encoder.folder, hub.folder("models", encoder.hub_id))
+    hub.commits[encoder.hub_id] = encoder.revision
 
     pool = data.open_source("bundled:imdb").table.sample(300, random_state=0)
     pool = pool.assign(sentiment=pool["label"].map({"0": "negative", "1": "positive"})).rename(
