@@ -2,6 +2,8 @@
 
 import errno
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,17 +52,57 @@ def _disk_full(path: Path) -> StorageError:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` on a neighbour of `path`, then rename it: a reader sees the old file or the new one, never half.
 
+    Once it returns, the file survives a loss of power too.
+
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+    unfinished = _neighbour(path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(unfinished)
+            _flush(unfinished)
             unfinished.replace(path)
+            _flush(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` on an empty, hidden neighbour of `path`, then rename it: the folder is there whole or not at all.
+
+    Nothing may stand at `path` before. Once it returns, the folder survives a loss of power too.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    unfinished = _neighbour(path)
+    with storing(path):
+        try:
+            unfinished.mkdir(parents=True)
+            write(unfinished)
+            for written in (*unfinished.rglob("*"), unfinished):
+                _flush(written)
+            unfinished.rename(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk holds a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":  # where a folder can't be opened
+        return
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_text(path: Path, text: str) -> None:
