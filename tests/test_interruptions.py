@@ -119,7 +119,8 @@ def kill_again_and_again(count: int, made: recipe.Recipe, folder: Path, seed: in
         assert process.wait_for(lambda before=before: size(history) not in (0, before)), process.end()
         time.sleep(chance.uniform(0, 0.4))
         if number % 2:
-            process.wait_for(lambda: any(run.checkpoints.glob(".*")))
+            strays = set(run.checkpoints.glob(".*"))
+            process.wait_for(lambda strays=strays: not strays.issuperset(run.checkpoints.glob(".*")))
         assert process.runs, "training was over before it could be killed; make it longer"
         process.send(signal.SIGKILL)
         process.end()
