@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import bundle, checkpoints, interrupts, pipeline, predict, recipe, runs, tokens
+from lorafit import bundle, checkpoints, encoders, interrupts, pipeline, predict, recipe, runs, tokens
 from lorafit.errors import StorageError
 from tests.conftest import Said, mount_small_disk, texts_and_labels
 from tests.test_cli import recipe_file
@@ -232,6 +232,42 @@ def test_a_run_that_was_killed_after_its_last_step_takes_no_more(
         assert same(resumed, whole)
         assert steps(resumed) == steps(whole)
         assert resumed.record["epochs"] == whole.record["epochs"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_outside_of_the_training_names_the_command_that_goes_on(
+    number: int, code: int, cli: Cli, whole: runs.Run, tiny_recipe: Build, tmp_path: Path
+) -> None:
+    """While the adapter is saved, and while the encoder is loaded."""
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        signal.raise_signal(number)
+
+    file = recipe_file(tmp_path, tiny_recipe(**WITH_DROPOUT))
+    for arguments, module, name in (([file], bundle, "save"), (["--resume", "runs/tiny"], encoders, "load")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, interrupt)
+            said = cli("train", *arguments)
+        assert said.code == code
+        assert said.err.splitlines()[-1] == "Interrupted: go on with: lorafit train --resume runs/tiny"
+    assert cli("train", "--resume", "runs/tiny").code == 0
+    assert same(runs.Run(Path("runs/tiny")), whole)
+
+
+def test_overwriting_that_was_killed_never_mixes_two_runs(
+    whole: runs.Run, tiny_recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(_: runs.Run) -> None:
+        raise KilledError
+
+    old = pipeline.train(tiny_recipe(seed=1, training={"epochs": 1, "threads": 1}), tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "start_over", die)
+        with pytest.raises(KilledError):
+            pipeline.train(tiny_recipe(**WITH_DROPOUT), old.path, overwrite=True)
+    resumed = pipeline.resume(old.path)
+    assert same(resumed, whole)
+    assert steps(resumed) == steps(whole)
 
 
 def test_a_prediction_is_broken_off_between_two_batches(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

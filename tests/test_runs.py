@@ -120,3 +120,5 @@ def test_an_edited_recipe_is_refused_by_its_keys(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("epochs = 4", "epochs = 5"))
     with pytest.raises(RunError, match="was started with another recipe.toml; they differ in training.epochs. Change"):
         runs.refuse_changed(run)
+    file.unlink()  # as when killed before it was written
+    runs.refuse_changed(run)

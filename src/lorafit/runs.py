@@ -145,14 +145,17 @@ class Run:
 
     def start_over(self) -> None:
         """Remove what an earlier attempt made; what others put into the folder stays."""
+        self.remove(*_ATTEMPT)
+        self.write("recipe.toml", recipes.to_toml(self.recipe))
+
+    def remove(self, *names: str) -> None:
+        """Remove files and folders of the run, where they are there."""
         with storing(self.path):
-            for name in _ATTEMPT:
-                made = self.path / name
+            for made in (self.path / name for name in names):
                 if made.is_dir():
                     shutil.rmtree(made)
                 else:
                     made.unlink(missing_ok=True)
-        self.write("recipe.toml", recipes.to_toml(self.recipe))
 
 
 @contextmanager
@@ -173,9 +176,7 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
             raise RunError(f"{path} holds a run that was started meanwhile. Choose another place with --out.")
         # Killed at any moment, the folder holds the old run, or the new one before its first checkpoint; never the new
         # one with checkpoints of the old.
-        with storing(path):
-            if run.checkpoints.exists():
-                shutil.rmtree(run.checkpoints)
+        run.remove("checkpoints", "recipe.toml")
         created = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"state": TRAINING, "created": created, "recipe": recipe.model_dump()} | facts
         run.write("run.json", json.dumps(record, indent=2) + "\n")
