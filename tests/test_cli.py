@@ -228,7 +228,7 @@ def test_a_clash_of_names_and_an_unknown_format_lose_nothing(cli: Cli, trained: 
     assert "No text given" in refused(cli("predict", trained, stdin=""))
 
 
-@pytest.mark.parametrize("kilobytes", [64, 300])
+@pytest.mark.parametrize("kilobytes", [64, 180])
 def test_a_full_disk_is_said_and_what_was_written_stays(
     kilobytes: int, cli: Cli, tiny_recipe: Any, tmp_path: Path
 ) -> None:
