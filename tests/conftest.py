@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -90,6 +91,13 @@ def write_csv(file: Path, texts: list[str], labels: list[object], header: str = 
     return file
 
 
+def mount_small_disk(folder: Path, kilobytes: int) -> bool:
+    """Make a folder a disk of its own that is soon full; returns False where that is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+
+
 @dataclass(frozen=True)
 class Said:
     """What a command left behind."""
@@ -125,7 +133,7 @@ def _tiny_values(tiny: Path, reviews: Path) -> dict[str, dict[str, object]]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_recipe(tiny: Path, reviews: Path) -> Callable[..., object]:
     """Build a small recipe; keyword tables override it."""
     from lorafit import recipe

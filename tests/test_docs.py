@@ -37,7 +37,7 @@ COMMANDS = (
 
 def help_pages() -> str:
     """Return docs/cli.md as it should be."""
-    pages = ["# The command line\n\nMade by `python tests/test_docs.py`; a test compares it.\n"]
+    pages = ["# The command line\n\nMade by `python -m tests.test_docs`; a test compares it.\n"]
     for command in COMMANDS:
         words = ["lorafit", *command.split(), "--help"]
         shown = subprocess.run(
@@ -52,7 +52,7 @@ def help_pages() -> str:
 
 
 def test_the_pages_of_help_are_the_ones_in_the_docs() -> None:
-    assert (ROOT / "docs" / "cli.md").read_text() == help_pages(), "run: python tests/test_docs.py"
+    assert (ROOT / "docs" / "cli.md").read_text() == help_pages(), "run: python -m tests.test_docs"
 
 
 def test_the_file_tree_in_the_readme_is_the_architecture() -> None:

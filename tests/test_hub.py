@@ -8,12 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
-from lorafit import data, encoders, pipeline, predict
+from lorafit import data, encoders
 from lorafit.errors import DataError, HubError
 from tests.conftest import Said, make_tiny_encoder, texts_and_labels
 from tests.hub_server import HubServer
@@ -81,24 +80,61 @@ def test_an_encoder_is_fetched_once_and_then_nothing_is_asked(
     assert "hub:acme/tiny is cached; nothing new was fetched." in capfd.readouterr().err
 
 
-def test_nothing_connects_once_it_is_cached(
-    published: HubServer, tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+_REFUSING = """
+import os, sys
+
+def refuse(event, arguments):
+    if event in {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg"}:
+        with open(os.environ["ATTEMPTS"], "a") as file:
+            print(event, arguments[1:], file=file)
+        raise OSError("the network is refused")
+
+sys.addaudithook(refuse)
+"""
+_FLOW = """
+import sys
+from lorafit.cli import main
+
+recipe, *settings = sys.argv[1:]
+flow = ["prepare", recipe], ["train", recipe, "--out", "run"], ["evaluate", "run"], ["predict", "run", "a good film"]
+for command in flow:
+    sys.argv = ["lorafit", *command, *(settings if recipe in command else [])]
+    try:
+        main()
+    except SystemExit as left:
+        assert not left.code, command
+"""
+
+
+def _with_the_network_refused(folder: Path, arguments: list[str]) -> list[str]:
+    """Run Python in a process whose every attempt at the network fails; returns the attempts."""
+    (folder / "sitecustomize.py").write_text(_REFUSING)  # child processes have it too
+    attempts = folder / "attempts.txt"
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "ATTEMPTS": str(attempts), "HF_HUB_DISABLE_TELEMETRY": ""}
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return attempts.read_text().splitlines() if attempts.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["bundled:minilm", "hub:acme/tiny"])
+def test_with_the_network_refused_what_is_bundled_or_cached_runs_and_nothing_tries_to_connect(
+    encoder: str, published: HubServer, tmp_path: Path
 ) -> None:
-    made = tiny_recipe(encoder={"name": "hub:acme/tiny"}, training={"epochs": 2})
-    pipeline.fetch(made)
+    if encoder.startswith("hub:"):
+        encoders.locate(encoder)
+    sizes = {"train_size": 40, "validation_size": 20, "test_size": 20, "max_tokens": 64}
+    settings = [f"data.{key}={value}" for key, value in sizes.items()] + ["training.epochs=1", "encoder.precision=fp32"]
+    flags = [flag for setting in (*settings, f"encoder.name={encoder}") for flag in ("-s", setting)]
+    recipe = str(ROOT / "recipes" / "demo.toml")
+    assert _with_the_network_refused(tmp_path, ["-c", _FLOW, recipe, *flags]) == []
+    assert (tmp_path / "run" / "report.md").is_file()
 
-    attempts = []
 
-    def refuse(*where: object) -> None:
-        attempts.append(where)
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    run = pipeline.train(made, tmp_path / "run")
-    pipeline.evaluate(run)
-    assert len(predict.Classifier.load(run.path).predict(["a film"])) == 1
-    assert attempts == []
+def test_an_attempt_to_connect_would_be_seen(tmp_path: Path) -> None:
+    connect = "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError as error: print(error)"
+    assert _with_the_network_refused(tmp_path, ["-c", connect])
 
 
 def test_half_an_encoder_in_the_cache_is_completed(published: HubServer) -> None:

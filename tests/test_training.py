@@ -29,7 +29,7 @@ def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: An
     encoded = tokens.encode(texts, tokenizer, 64)
     accuracies = iter(more.pop("accuracies", []))
 
-    def validate(model: Any) -> dict[str, float]:
+    def validate(model: Any, on_batch: Any) -> dict[str, float]:
         accuracy = next(accuracies, 1.0)
         return {"accuracy": accuracy if isinstance(accuracy, float) else accuracy[0], "loss": 1.0} | (
             {} if isinstance(accuracy, float) else {"loss": accuracy[1]}
@@ -42,7 +42,7 @@ def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: An
         settings,
         validate=more.pop("validate", validate),
         log=more.pop("log", lambda line: None),
-        checkpoints=folder,
+        folder=folder,
         pad_id=tokenizer.pad_token_id,
         where=FP32,
         validation_label_ids=np.array(labels),
@@ -124,7 +124,7 @@ def test_the_best_epoch_is_what_stays(scores: list[tuple[float, float]], best: i
     seen: list[dict[str, torch.Tensor]] = []
     given = iter([(0.5, 1.0), *scores])
 
-    def validate(model: Any) -> dict[str, float]:
+    def validate(model: Any, on_batch: Any) -> dict[str, float]:
         seen.append(adapter.trained_weights(model))
         accuracy, loss = next(given)
         return {"accuracy": accuracy, "loss": loss}
@@ -146,7 +146,7 @@ def test_ctrl_c_in_the_last_validation_is_not_lost(tiny: Path, tmp_path: Path) -
     model, tokenizer = attached(tiny)
     seen: list[int] = []
 
-    def validate(_: Any) -> dict[str, float]:
+    def validate(*_: Any) -> dict[str, float]:
         seen.append(len(seen))
         if len(seen) == 2:
             signal.raise_signal(signal.SIGINT)
@@ -245,13 +245,6 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     assert [line["validation"] for line in resumed.validations] == [line["validation"] for line in whole.validations]
     assert resumed.record["best_epoch"] == whole.record["best_epoch"]
     assert resumed.seconds == pytest.approx(sum(line["seconds"] for line in resumed.history))
-
-
-def test_a_checkpoint_that_a_full_disk_cut_short_is_passed_over(tmp_path: Path) -> None:
-    for step, state in ((4, "{}"), (8, "")):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert training.last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
 
 
 def test_a_run_whose_data_has_changed_is_neither_resumed_nor_scored(

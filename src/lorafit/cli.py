@@ -1,7 +1,7 @@
 """The command line: a thin shell that parses, calls one function, prints, and leaves with an exit code.
 
-Exit codes: 0 done, 2 refused (one sentence on standard error), 130 interrupted. Torch and its kin are imported inside
-the commands, so that `--help` answers at once.
+Exit codes: 0 done, 2 refused (one sentence on standard error), 130 interrupted by Ctrl-C, 143 by SIGTERM. Torch and its
+kin are imported inside the commands, so that `--help` answers at once.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafit import __version__, console
+from lorafit import __version__, console, interrupts
 from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
 from lorafit.files import write_text
 
@@ -86,7 +86,7 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # Windows pipes are not UTF-8 by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
-    with console.our_words_only():
+    with console.our_words_only(), interrupts.sigterm_exits():
         try:
             app()
         except LorafitError as error:
@@ -184,12 +184,19 @@ def train(
     _: Quiet = False,
 ) -> None:
     """Train an adapter: from a recipe, or straight from a data file."""
-    from lorafit import pipeline, recipe
+    from lorafit import pipeline, recipe, runs
 
     if resume is not None:
-        if source is not None or settings or small or out or overwrite or dry_run:
-            raise RecipeError("--resume goes on with a run as it was started; it takes no recipe and no changes.")
-        pipeline.resume(resume)
+        if small or out or overwrite or dry_run:
+            raise RecipeError(
+                "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run."
+            )
+        claimed = None
+        if source is not None:
+            claimed = _chosen_recipe(source, text_column, label_column, tuple(settings or ()), small=False)
+        elif settings:
+            claimed = recipe.from_values(runs.open_run(resume).recipe.model_dump(), tuple(settings))
+        pipeline.resume(resume, claimed)
         return
     if source is None:
         raise RecipeError("Name a recipe or a data file; `lorafit demo` needs neither.")

@@ -1,66 +1,41 @@
 """What happens at the end of an epoch: the best weights so far are kept, and the guards look."""
 
-import json
 import math
-import shutil
-from pathlib import Path
+from dataclasses import dataclass, field
 from warnings import warn
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from lorafit import adapter
+from lorafit.checkpoints import State
 from lorafit.errors import LorafitWarning
-from lorafit.files import storing, write_text
 
 SMALLEST_MOVE = 1e-6  # a weight that learns moves by about the learning rate at every step
 
 
+@dataclass
 class Best:
-    """The best weights so far, on disk: by validation accuracy, then by lower loss."""
+    """The best weights so far: by validation accuracy, then by lower loss. Checkpoints hold them."""
 
-    def __init__(self, folder: Path, *, keep: bool) -> None:
-        self._folder = folder
-        self._facts: dict[str, float] = {}
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        elif (folder / "best.json").is_file():
-            self._facts = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-
-    @property
-    def accuracy(self) -> float:
-        """Validation accuracy of the best epoch."""
-        return self._facts["accuracy"]
-
-    @property
-    def epoch(self) -> int:
-        """Number of the best epoch, from 1."""
-        return int(self._facts["epoch"])
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    accuracy: float = -1.0
+    loss: float = 0.0
+    epoch: int = 0  # from 1; 0 before the first has ended
 
     def offer(self, model: torch.nn.Module, accuracy: float, loss: float, epoch: int) -> None:
         """Keep these weights if they are better than what is kept."""
-        if self._facts and (accuracy, -loss) <= (self._facts["accuracy"], -self._facts["loss"]):
-            return
-        with storing(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {k: v.contiguous().cpu() for k, v in adapter.trained_weights(model).items()},
-                self._weights(epoch),
-            )
-            facts = {"accuracy": accuracy, "loss": loss, "epoch": epoch}
-            write_text(self._folder / "best.json", json.dumps(facts))
-            for other in self._folder.glob("epoch-*"):
-                if other != self._weights(epoch):
-                    other.unlink()
-        self._facts = facts
+        if (accuracy, -loss) > (self.accuracy, -self.loss):
+            self.weights = adapter.trained_weights(model)
+            self.accuracy, self.loss, self.epoch = accuracy, loss, epoch
 
     def restore(self, model: torch.nn.Module) -> None:
         """Put the best weights back into the model."""
-        model.load_state_dict(load_file(self._weights(self.epoch)), strict=False)
+        model.load_state_dict(self.weights, strict=False)
 
-    def _weights(self, epoch: int) -> Path:
-        return self._folder / f"epoch-{epoch}.safetensors"
+    def state(self) -> State:
+        """Return what a checkpoint keeps of it."""
+        return State(self.weights, {"accuracy": self.accuracy, "loss": self.loss, "epoch": self.epoch})
 
 
 class Guard:

@@ -69,7 +69,7 @@ def merge(
     before = predict.plain_logits(loaded.model, tokens, pad_id)
     model = loaded.model.merge_and_unload(safe_merge=True)
     loaded.tokenizer.model_max_length = loaded.manifest.max_tokens
-    with new_folder(target) as unfinished:
+    with new_folder(target, replace=overwrite) as unfinished:
         model.save_pretrained(unfinished)
         for weights in unfinished.glob("*.safetensors"):  # which nobody else may read, as safetensors writes them
             shutil.copymode(unfinished / "config.json", weights)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,36 +52,65 @@ def _disk_full(path: Path) -> StorageError:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` on a neighbour of `path`, then rename it: a reader sees the old file or the new one, never half.
 
+    Once it returns, the file survives a loss of power too.
+
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+    unfinished = _neighbour(path)
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(unfinished)
+            _flush(unfinished)
             unfinished.replace(path)
+            _flush(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty neighbour of `folder` to fill; it takes that place when all went well, and is gone if not.
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty, hidden neighbour of `folder` to fill; it takes that place when all went well, and is gone if not.
+
+    After that the folder survives a loss of power too.
+
+    Args:
+        folder: where nothing stands yet, unless
+        replace: what stands there gives way.
+
 
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    unfinished = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}")
+    unfinished = _neighbour(folder)
     with storing(folder):
-        unfinished.mkdir(parents=True)
         try:
+            unfinished.mkdir(parents=True)
             yield unfinished
-            if folder.exists():
+            for written in (*unfinished.rglob("*"), unfinished):
+                _flush(written)
+            if replace and folder.exists():
                 shutil.rmtree(folder)
             unfinished.rename(folder)
+            _flush(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _neighbour(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}")
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk holds a file, or the names in a folder."""
+    if path.is_dir() and os.name == "nt":  # where a folder can't be opened
+        return
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def write_text(path: Path, text: str) -> None:

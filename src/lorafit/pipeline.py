@@ -1,6 +1,8 @@
 """The whole flow on one screen: fetch, prepare, train, evaluate. Each step says when its work is already done."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from lorafit import (
     adapter,
     bundle,
     card,
+    checkpoints,
     data,
     encoders,
     evaluation,
@@ -108,41 +111,38 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
         return _already_there(runs.open_run(path), recipe, found)
     setup = _set_up(recipe, found)
     count = adapter.count(setup.model)
-    run = runs.create(
-        path,
-        recipe,
-        {
-            "prepared": found.key,
-            "texts": {name: len(split) for name, split in found.splits.items()},
-            "parameters": {"trainable": count.trainable, "total": count.total},
-            "encoder_sha256": setup.files.sha256,
-            "runtime": runtime.as_record(setup.where),
-            "kernels": padfree.status(),
-            "machine": runtime.describe_machine(),
-        },
-        overwrite=overwrite,
-    )
-    return _fit(run, recipe, setup, resume=None)
+    facts = {
+        "prepared": found.key,
+        "texts": {name: len(split) for name, split in found.splits.items()},
+        "parameters": {"trainable": count.trainable, "total": count.total},
+        "encoder_sha256": setup.files.sha256,
+        "runtime": runtime.as_record(setup.where),
+        "kernels": padfree.status(),
+        "machine": runtime.describe_machine(),
+    }
+    with runs.create(path, recipe, facts, overwrite=overwrite) as run, _naming_the_way_on(run):
+        return _fit(run, recipe, setup, resume=None)
 
 
-def resume(path: Path | str) -> Run:
-    """Go on with an unfinished run from its last checkpoint; before the first one, start over and say so."""
+def resume(path: Path | str, recipe: Recipe | None = None) -> Run:
+    """Go on with an unfinished run from its last checkpoint; before the first one, start over and say so.
+
+    Args:
+        path: the run's folder.
+        recipe: what the caller takes the run to be; another one than the run's is refused.
+
+    Raises:
+        RunError: no run, one that another process writes, a changed recipe, encoder or data, a damaged checkpoint.
+    """
     run = runs.open_run(path)
+    runs.refuse_changed(run)
+    if recipe is not None:
+        runs.refuse_changed(run, recipe)
     if run.finished:
         say(f"{run.path} is finished; there is nothing to go on with.")
         return run
-    recipe = run.recipe
-    found = _data_of(run)
-    if encoders.locate(recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
-        raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
-    checkpoint = training.last_checkpoint(run.checkpoints)
-    if checkpoint is None:
-        say(f"{run.path} has no checkpoint yet: it starts over.")
-        (run.path / "history.jsonl").unlink(missing_ok=True)
-    else:
-        say(f"Going on from {checkpoint}.")
-    where = runtime.restore(run.record["runtime"])
-    return _fit(run, recipe, _set_up(recipe, found, where), resume=checkpoint)
+    with run.locked(), _naming_the_way_on(run):
+        return _go_on(run)
 
 
 def evaluate(run: Run) -> evaluation.Comparison:
@@ -158,19 +158,48 @@ def evaluate(run: Run) -> evaluation.Comparison:
     if scores is not None and scores["adapter_sha256"] == weights and (run.path / "report.md").is_file():
         say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
     else:
-        test = _data_of(run).test
-        classifier = predict.Classifier.load(
-            run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
-        )
-        base = evaluation.score(classifier.logits(test.tokens, base=True), test.label_ids)
-        adapted = evaluation.score(classifier.logits(test.tokens), test.label_ids)
-        scores = {"test": evaluation.compare(base, adapted, len(test)).as_record(), "adapter_sha256": weights}
-        run.write("scores.json", json.dumps(scores, indent=2) + "\n")
-        report.write(run)
-        made = bundle.check(run.adapter)
-        if made is not None:
-            card.write(run.adapter, made, scores["test"])
+        with run.locked():
+            scores = {"test": _compare(run).as_record(), "adapter_sha256": weights}
+            run.write("scores.json", json.dumps(scores, indent=2) + "\n")
+            report.write(run)
+            made = bundle.check(run.adapter)
+            if made is not None:
+                card.write(run.adapter, made, scores["test"])
     return evaluation.Comparison.from_record(scores["test"])
+
+
+def _compare(run: Run) -> evaluation.Comparison:
+    test = _data_of(run).test
+    classifier = predict.Classifier.load(
+        run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
+    )
+    base = evaluation.score(classifier.logits(test.tokens, base=True), test.label_ids)
+    adapted = evaluation.score(classifier.logits(test.tokens), test.label_ids)
+    return evaluation.compare(base, adapted, len(test))
+
+
+def _go_on(run: Run) -> Run:
+    found = _data_of(run)
+    if encoders.locate(run.recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
+        raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
+    checkpoint = checkpoints.last(run.checkpoints)
+    if checkpoint is None:
+        say(f"{run.path} has no checkpoint yet: it starts over.")
+        run.start_over()
+    else:
+        say(f"Going on from {checkpoint}.")
+    where = runtime.restore(run.record["runtime"])
+    return _fit(run, run.recipe, _set_up(run.recipe, found, where), resume=checkpoint)
+
+
+@contextmanager
+def _naming_the_way_on(run: Run) -> Iterator[None]:
+    """Say how to go on with the run when Ctrl-C or SIGTERM leaves it unfinished."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        complain("Interrupted", f"go on with: lorafit train --resume {run.path}", "yellow")
+        raise
 
 
 def _open_test(settings: Data, *, refresh: bool = False) -> data.Source:
@@ -205,7 +234,8 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
             "Choose another folder with --out, or replace it with --overwrite."
         )
     if not run.finished:
-        raise RunError(f"{run.path} is unfinished. Go on with: lorafit train --resume {run.path}")
+        with run.locked():  # by another process, which is the better thing to say
+            raise RunError(f"{run.path} is unfinished. Go on with: lorafit train --resume {run.path}")
     say(f"{run.path} is trained already, with this recipe and data.")
     return run
 
@@ -255,31 +285,27 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     """Train, save the bundle, and close the run's record."""
     pad_id, found = setup.tokenizer.pad_token_id, setup.prepared
 
-    def validate(model: Any) -> dict[str, float]:
-        logits = predict.logits(model, found.validation.tokens, pad_id, setup.where, "Validating")
+    def validate(model: Any, on_batch: training.OnBatch) -> dict[str, float]:
+        logits = predict.logits(model, found.validation.tokens, pad_id, setup.where, "Validating", on_batch)
         if not np.isfinite(logits).all():
             raise RunError("Training has diverged: its answers are not numbers any more. Lower training.learning_rate.")
         scores = evaluation.score(logits, found.validation.label_ids)
         return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
 
-    try:
-        outcome = training.fit(
-            setup.model,
-            found.train.tokens,
-            found.train.label_ids,
-            recipe.training,
-            validate=validate,
-            validation_label_ids=found.validation.label_ids,
-            log=run.log,
-            checkpoints=run.checkpoints,
-            pad_id=pad_id,
-            where=setup.where,
-            seed=recipe.seed,
-            resume=resume,
-        )
-    except KeyboardInterrupt:
-        complain("Interrupted", f"go on with: lorafit train --resume {run.path}", "yellow")
-        raise
+    outcome = training.fit(
+        setup.model,
+        found.train.tokens,
+        found.train.label_ids,
+        recipe.training,
+        validate=validate,
+        validation_label_ids=found.validation.label_ids,
+        log=run.log,
+        folder=run.checkpoints,
+        pad_id=pad_id,
+        where=setup.where,
+        seed=recipe.seed,
+        resume=resume,
+    )
     say("Proving the adapter: a fresh process reads it back ...")
     proved = proof.save(
         run.adapter,

@@ -23,7 +23,12 @@ TEXTS_AT_ONCE = 4096  # of a stream: enough to sort by length, few enough to hol
 
 
 def logits(
-    model: torch.nn.Module, tokens: Tokens, pad_id: int, where: Runtime, doing: str = "Predicting"
+    model: torch.nn.Module,
+    tokens: Tokens,
+    pad_id: int,
+    where: Runtime,
+    doing: str = "Predicting",
+    on_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Return the logits of every text, (texts, labels) and fp32, in the order of `tokens`.
 
@@ -36,6 +41,7 @@ def logits(
         pad_id: the tokenizer's padding id.
         where: device and precision.
         doing: what the progress bar says.
+        on_batch: is called after each batch; what it raises breaks the prediction off.
     """
     was_training = model.training
     model.eval()
@@ -47,6 +53,7 @@ def logits(
                 batch = {key: value.to(where.device) for key, value in pad(tokens, rows, pad_id).items()}
                 rows_out.append(model(**batch).logits.float().cpu().numpy())
                 advance(len(rows))
+                on_batch()
     finally:
         model.train(was_training)
     result = np.empty((len(order), rows_out[0].shape[1]), dtype=np.float32)

@@ -76,7 +76,7 @@ def save(
     tokens = encode(texts, tokenizer, made.max_tokens)
     logits = predict.logits(model, tokens, tokenizer.pad_token_id, where, "Proving")
     tensors = fingerprints(model, adapter.trained_weights(model))
-    with new_folder(folder) as unfinished:
+    with new_folder(folder, replace=True) as unfinished:
         bundle.write(unfinished, model, tokenizer, made)
         _write(unfinished, Evidence(texts=texts, tensors=tensors, logits=[]))
         bundle.seal(unfinished, made)

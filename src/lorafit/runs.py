@@ -1,21 +1,27 @@
 """A run folder: written and read in one place.
 
 runs/NAME/
-  recipe.toml      the resolved recipe, every key written out
-  run.json         state, versions, machine, data, parameters, time, memory
+  run.json         state, recipe, versions, machine, data, parameters, time, memory; where it is, is a run
+  recipe.toml      the resolved recipe, every key written out, to read and to train with again
   history.jsonl    a line a step (loss, learning rate, tokens per second) and a line a validation
   adapter/         the files we hand over
   checkpoints/     what an interrupted training goes on from
   scores.json, report.md, figures/    what `evaluate` found
+  .lock, .process  who writes here
 """
 
 import json
+import os
+import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from lorafit import recipe as recipes
 from lorafit.errors import RunError, StorageError
@@ -24,6 +30,8 @@ from lorafit.recipe import Recipe
 
 DEFAULT_ROOT = Path("runs")
 TRAINING, FINISHED = "training", "finished"
+_LOCK, _PROCESS = ".lock", ".process"
+_ATTEMPT = ("history.jsonl", "adapter", "checkpoints", "scores.json", "report.md", "figures")
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,11 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return recipes.load(self.path / "recipe.toml")
+        """The resolved recipe that the run was started with."""
+        values = self.record.get("recipe")
+        if not isinstance(values, dict):
+            raise RunError(f"{self.path / 'run.json'} holds no recipe. Train the run anew with --overwrite.")
+        return recipes.from_values(values, place=str(self.path / "run.json"))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -94,6 +105,9 @@ class Run:
             if stream.read(1) not in (b"", b"\n"):
                 stream.truncate(file.read_bytes().rfind(b"\n") + 1)
             stream.write(json.dumps(line).encode() + b"\n")
+            if "validation" in line:  # a checkpoint often comes next, which survives a loss of power
+                stream.flush()
+                os.fsync(stream.fileno())
 
     def update(self, **facts: Any) -> None:
         """Add facts to `run.json`."""
@@ -103,27 +117,76 @@ class Run:
         """Write a text file of the run, whole or not at all."""
         write_text(self.path / name, text)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here; the system lets go when this one ends, however it ends.
 
-def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool = False) -> Run:
-    """Make a fresh run folder; with `overwrite`, a run that stood there before is gone.
+        Raises:
+            RunError: another one writes here.
+            StorageError: the folder can't be written.
+        """
+        lock = FileLock(self.path / _LOCK, timeout=0)
+        try:
+            with storing(self.path):
+                lock.acquire()
+        except Timeout:
+            raise RunError(f"{self.path} is being written by {self._writer()}. Wait for it, or stop it.") from None
+        try:
+            self.write(_PROCESS, f"{os.getpid()} on {platform.node()}")
+            yield
+        finally:
+            lock.release()
+
+    def _writer(self) -> str:
+        try:  # a file of its own: where locks bind, the locked one can't be read
+            return f"process {(self.path / _PROCESS).read_text(encoding='utf-8')}"
+        except OSError:
+            return "another process"
+
+    def start_over(self) -> None:
+        """Remove what an earlier attempt made; what others put into the folder stays."""
+        self.remove(*_ATTEMPT)
+        self.write("recipe.toml", recipes.to_toml(self.recipe))
+
+    def remove(self, *names: str) -> None:
+        """Remove files and folders of the run, where they are there."""
+        with storing(self.path):
+            for made in (self.path / name for name in names):
+                if made.is_dir():
+                    shutil.rmtree(made)
+                else:
+                    made.unlink(missing_ok=True)
+
+
+@contextmanager
+def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
+    """Yield a fresh run, locked; with `overwrite`, a run that stood there before is gone.
 
     Raises:
-        RunError: a run stands there, perhaps since a moment ago.
+        RunError: a run stands there, perhaps since a moment ago, or is being written by another process.
         StorageError: the place can't be written, or holds files that are no run.
     """
     run = Run(path)
     with storing(path):
-        if path.is_dir() and any(path.iterdir()):
-            if not (path / "run.json").is_file():
-                raise StorageError(f"{path} holds files that are no run of lorafit. Choose another place with --out.")
-            if not overwrite:
-                raise RunError(f"{path} holds a run that was started meanwhile. Choose another place with --out.")
-            shutil.rmtree(path)
+        if path.is_dir() and not (path / "run.json").is_file() and any(map(_is_foreign, path.iterdir())):
+            raise StorageError(f"{path} holds files that are no run of lorafit. Choose another place with --out.")
         path.mkdir(parents=True, exist_ok=True)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    run.write("recipe.toml", recipes.to_toml(recipe))
-    run.write("run.json", json.dumps({"state": TRAINING, "created": created} | facts, indent=2) + "\n")
-    return run
+    with run.locked():
+        if (path / "run.json").is_file() and not overwrite:
+            raise RunError(f"{path} holds a run that was started meanwhile. Choose another place with --out.")
+        # Killed at any moment, the folder holds the old run, or the new one before its first checkpoint; never the new
+        # one with checkpoints of the old.
+        run.remove("checkpoints", "recipe.toml")
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"state": TRAINING, "created": created, "recipe": recipe.model_dump()} | facts
+        run.write("run.json", json.dumps(record, indent=2) + "\n")
+        run.start_over()
+        yield run
+
+
+def _is_foreign(file: Path) -> bool:
+    """Tell whether a file is not what we left when we were killed before the run was one."""
+    return not file.name.startswith((_LOCK, _PROCESS, f".{_PROCESS}.", ".run.json."))
 
 
 def open_run(path: Path | str) -> Run:
@@ -140,6 +203,27 @@ def open_run(path: Path | str) -> Run:
     return run
 
 
+def refuse_changed(run: Run, recipe: Recipe | None = None) -> None:
+    """Refuse to go on with another recipe than the one that the run was started with.
+
+    Args:
+        run: the run.
+        recipe: the one to go on with; without one, recipe.toml in the run's folder, which may have been edited.
+
+    Raises:
+        RunError: names the keys that differ.
+    """
+    file = run.path / "recipe.toml"
+    if recipe is None and not file.is_file():  # killed before it was written
+        return
+    changed = changed_keys(run.recipe, recipe or recipes.load(file))
+    if changed:
+        raise RunError(
+            f"{run.path} was started with another {'recipe' if recipe else 'recipe.toml'}; they differ in "
+            f"{', '.join(changed)}. Change that back, or train into another folder with --out."
+        )
+
+
 def find_unfinished(path: Path, recipe: Recipe) -> Run | None:
     """Return the run in a folder if it is one of this recipe that did not come to its end."""
     run = Run(path)
@@ -150,8 +234,10 @@ def find_unfinished(path: Path, recipe: Recipe) -> Run | None:
 
 def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
     """Return the runs in a folder, newest first."""
-    runs = [Run(file.parent) for file in root.glob("*/run.json") if (file.parent / "recipe.toml").is_file()]
-    return sorted(runs, key=lambda run: str(run.record.get("created")), reverse=True)
+    runs = [Run(file.parent) for file in root.glob("*/run.json")]
+    return sorted(
+        (run for run in runs if "recipe" in run.record), key=lambda run: str(run.record.get("created")), reverse=True
+    )
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:

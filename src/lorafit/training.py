@@ -1,17 +1,13 @@
 """Train adapter and head: a thin subclass of transformers' Trainer.
 
-Ours are the order of the texts, the choice of the best epoch, and the guards; the loop, the optimizer, the schedule,
-trackers and checkpoints are transformers'.
+Ours are the order of the texts, the choice of the best epoch, the guards and the checkpoints; the loop, the optimizer,
+the schedule and trackers are transformers'.
 """
 
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +19,21 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
-from lorafit import adapter, padfree
+from lorafit import adapter, checkpoints, interrupts, padfree
 from lorafit.batches import Batches
+from lorafit.checkpoints import State
 from lorafit.console import bar
 from lorafit.epochs import Best, Guard
 from lorafit.errors import RecipeError
-from lorafit.files import storing
+from lorafit.interrupts import Interruption
 from lorafit.recipe import Training
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens, pad
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-CHECKPOINTS_KEPT = 2
 
-Validate = Callable[[torch.nn.Module], dict[str, float]]
+OnBatch = Callable[[], None]
+Validate = Callable[[torch.nn.Module, OnBatch], dict[str, float]]
 Log = Callable[[dict[str, Any]], None]
 
 
@@ -95,7 +92,7 @@ def fit(
     validate: Validate,
     validation_label_ids: np.ndarray,
     log: Log,
-    checkpoints: Path,
+    folder: Path,
     pad_id: int,
     where: Runtime,
     seed: int = 0,
@@ -103,45 +100,48 @@ def fit(
 ) -> Outcome:
     """Train the model's adapter and head in place; it ends with the weights of the best epoch.
 
+    Ctrl-C and SIGTERM take effect at the end of the step, or between two batches of a validation, behind a checkpoint.
+
     Args:
         model: from `adapter.attach`.
         tokens: the training texts.
         label_ids: their label ids.
         settings: the recipe's table ``[training]``.
-        validate: gives "accuracy" and "loss" (and what else is worth keeping) of the model on the validation texts.
+        validate: gives "accuracy" and "loss" (and what else is worth keeping) of the model on the validation texts. It
+            calls its second argument now and then, which raises an interruption that waits.
         validation_label_ids: their label ids; the guard learns from them what guessing would score.
         log: is given one line a step and one a validation.
-        checkpoints: the folder for checkpoints and the best weights so far.
+        folder: for checkpoints; empty, or the one with `resume`.
         pad_id: the tokenizer's padding id.
         where: device and precision.
         seed: decides the order of the texts, and dropout.
         resume: a checkpoint to go on from.
 
     Raises:
+        RunError: the checkpoint is damaged.
         StorageError: a disk that is full or not writable.
+        KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM.
     """
-    guard = Guard(validation_label_ids, adapter.trained_weights(model))
-    best = Best(checkpoints / "best", keep=resume is not None)
     batches = Batches(tokens.lengths, settings.batch_size, seed, by_length=not padfree.is_enabled(model))
-    trainer = _Trainer(
-        batches=batches,
-        patience=settings.early_stopping,
-        validate=validate,
-        log=log,
-        best=best,
-        guard=guard,
-        model=model,
-        args=_arguments(settings, checkpoints, where, seed, resumed=resume is not None),
-        train_dataset=_Rows(len(tokens)),
-        eval_dataset=_Rows(len(validation_label_ids)),  # Trainer insists on one; `evaluate` below is what looks
-        data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
-    )
-    trainer.remove_callback(PrinterCallback)
-    with _interrupted_between_steps() as interrupted, bar("Training", total=len(batches) * settings.epochs) as advance:
-        trainer.add_callback(_Progress(advance, interrupted))
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with interrupts.kept() as interruption, bar("Training", total=len(batches) * settings.epochs) as advance:
+        trainer = _Trainer(
+            batches=batches,
+            patience=settings.early_stopping,
+            validate=validate,
+            log=log,
+            guard=Guard(validation_label_ids, adapter.trained_weights(model)),
+            interruption=interruption,
+            model=model,
+            args=_arguments(settings, folder, where, seed),
+            train_dataset=_Rows(len(tokens)),
+            eval_dataset=_Rows(len(validation_label_ids)),  # Trainer insists on one; `evaluate` below is what looks
+            data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
+            callbacks=[_Progress(advance, interruption)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        best = trainer.train_from(resume)
     best.restore(model)
-    return Outcome(best.accuracy, best.epoch, trainer.state.global_step, round(trainer.state.epoch or 0))
+    return Outcome(best.accuracy, best.epoch, trainer.state.global_step, trainer.epochs)
 
 
 def refuse_missing_trackers(report_to: list[str]) -> None:
@@ -157,21 +157,6 @@ def refuse_missing_trackers(report_to: list[str]) -> None:
                 f"training.report_to: {tracker} is not installed here, or transformers does not know it; "
                 f"there {'is ' + ', '.join(there) if there else 'is none yet: pip install tensorboard, for example'}."
             )
-
-
-def last_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole, or None."""
-    whole = [folder for folder in checkpoints.glob("checkpoint-*") if _is_whole(folder)]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """Tell whether the file that Trainer writes last is there to its end."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 class _Rows(Dataset[int]):
@@ -191,10 +176,10 @@ def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int
     return pad(tokens, rows, pad_id) | {"labels": torch.from_numpy(label_ids[rows])}
 
 
-def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int, *, resumed: bool) -> TrainingArguments:
+def _arguments(settings: Training, folder: Path, where: Runtime, seed: int) -> TrainingArguments:
     every_epoch = settings.checkpoint_every == "epoch"
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -205,10 +190,8 @@ def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int,
         use_cpu=where.device == "cpu",
         seed=seed,
         eval_strategy="epoch",
-        eval_on_start=not resumed,  # with B at zero this is the base: the line that the accuracy starts from
         save_strategy="epoch" if every_epoch else "steps",
         save_steps=500 if every_epoch else settings.checkpoint_every,
-        save_total_limit=CHECKPOINTS_KEPT,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -223,7 +206,7 @@ def _arguments(settings: Training, checkpoints: Path, where: Runtime, seed: int,
 
 
 class _Trainer(Trainer):
-    """Trainer with our batches, our validation, our choice of the best epoch, and our history."""
+    """Trainer with our batches, our validation, our choice of the best epoch, our checkpoints, and our history."""
 
     control: TrainerControl
 
@@ -234,16 +217,34 @@ class _Trainer(Trainer):
         patience: int,
         validate: Validate,
         log: Log,
-        best: Best,
         guard: Guard,
+        interruption: Interruption,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
         self._batches = batches
         self._patience = patience  # epochs without gain; 0 = for ever
-        self._validate, self._log, self._best, self._guard = validate, log, best, guard
+        self._validate, self._log, self._guard, self._interruption = validate, log, guard, interruption
+        self._best = Best()
+        self._validated = -1  # the last epoch that was; 0 is the base's
+        self._resumed: dict[str, State] = {}
         self._tokens_since_log = 0
         self._last_log = time.perf_counter()
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that have ended."""
+        return int(self.state.global_step) // len(self._batches)
+
+    def train_from(self, checkpoint: Path | None) -> Best:
+        """Train from the beginning or from a checkpoint; returns the best weights there were."""
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        if self._validated < self.epochs:  # the base, from which the accuracy starts; or one that was broken off
+            self.evaluate()
+        if not self._patience_is_over():
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return self._best
 
     def get_train_dataloader(self) -> DataLoader[int]:
         loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
@@ -267,64 +268,83 @@ class _Trainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, keep the weights when they are the best so far, and look whether something is wrong."""
-        scores = self._validate(self.model)
-        epoch = round(self.state.epoch or 0)
+        try:
+            scores = self._validate(self.model, self._interruption.let_out)
+        except (KeyboardInterrupt, SystemExit):
+            if self.epochs > 0 and not self._checkpoint.exists():
+                self._save_checkpoint()
+            raise
+        epoch = self._validated = self.epochs
         seconds = self._seconds_since_log()
         self._log({"step": self.state.global_step, "epoch": epoch, "seconds": seconds, "validation": scores})
         if epoch > 0:
             self._best.offer(self.model, scores["accuracy"], scores["loss"], epoch)
             self._guard.look(self.model, scores["accuracy"], epoch)
-            if self._patience and epoch - self._best.epoch >= self._patience:
+            if self._patience_is_over():
                 self.control.should_training_stop = True
         metrics = {f"eval_{name}": value for name, value in scores.items()}
         super().log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _patience_is_over(self) -> bool:
+        return self._validated - self._best.epoch >= self._patience > 0
+
     def _seconds_since_log(self) -> float:
         now = time.perf_counter()
         seconds, self._last_log = now - self._last_log, now
         return seconds
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with storing(Path(self.args.output_dir)):
-            super()._save_checkpoint(*args, **kwargs)
+    def _restore(self, checkpoint: Path) -> None:
+        """Take what a validation needs too; the rest waits until Trainer has made it."""
+        self._resumed, self.state = checkpoints.load(checkpoint)
+        self.model.load_state_dict(self._resumed["weights"].tensors, strict=False)
+        self._best = Best(self._resumed["best"].tensors, **self._resumed["best"].facts)
+        self._validated = self._resumed["progress"].facts["validated"]
 
+    # The methods below replace Trainer's own format: pickles, written where they stay.
 
-@contextmanager
-def _interrupted_between_steps() -> Iterator[threading.Event]:
-    """Keep the first Ctrl-C for the end of the step or of it all, where no finalizer can swallow it.
+    @property
+    def _checkpoint(self) -> Path:
+        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
 
-    A second one is Python's.
-    """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield interrupted
-        return
+    def _save_checkpoint(self, *_: Any, **__: Any) -> None:
+        states = {
+            "weights": State(adapter.trained_weights(self.model)),
+            "best": self._best.state(),
+            "optimizer": checkpoints.of_optimizer(self.optimizer, self.model),
+            "schedule": State({}, self.lr_scheduler.state_dict()),
+            "generators": checkpoints.of_generators(),
+            "progress": State({}, {"validated": self._validated}),
+        }
+        trainer = replace(self.state, log_history=[])  # our history has it; here it would grow with every step
+        checkpoints.save(self._checkpoint, states, trainer)
 
-    def note(*_: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """Do nothing: `_restore` has put the weights back."""
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-        if interrupted.is_set():  # in the last validation, behind which no step comes
-            raise KeyboardInterrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.restore_optimizer(self._resumed["optimizer"], self.optimizer, self.model)
+            self.lr_scheduler.load_state_dict(self._resumed["schedule"].facts)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            checkpoints.restore_generators(self._resumed["generators"])
 
 
 class _Progress(TrainerCallback):
-    """Moves our progress bar."""
+    """Moves our progress bar, and lets an interruption out behind a checkpoint."""
 
-    def __init__(self, advance: Callable[[int], None], interrupted: threading.Event) -> None:
-        self._advance, self._interrupted = advance, interrupted
+    def __init__(self, advance: Callable[[int], None], interruption: Interruption) -> None:
+        self._advance, self._interruption = advance, interruption
 
     def on_train_begin(self, _args: Any, state: Any, *_: Any, **__: Any) -> None:
         self._advance(state.global_step)
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, _args: Any, _state: Any, control: TrainerControl, **_: Any) -> None:
         self._advance(1)
-        if self._interrupted.is_set():
-            raise KeyboardInterrupt
+        control.should_save = control.should_save or self._interruption.waits
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self._interruption.let_out()

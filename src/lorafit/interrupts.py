@@ -1,0 +1,77 @@
+"""Ctrl-C and SIGTERM, kept for a moment at which nothing is lost."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruption:
+    """The first Ctrl-C or SIGTERM of a while, if one came."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+
+    def note(self, number: int) -> None:
+        """Keep a signal for later."""
+        self._signal = number
+
+    @property
+    def waits(self) -> bool:
+        """Whether one came."""
+        return self._signal is not None
+
+    def let_out(self) -> None:
+        """Do nothing if none came.
+
+        Raises:
+            KeyboardInterrupt: for Ctrl-C.
+            SystemExit: for SIGTERM, with its exit code, 143.
+        """
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal is not None:
+            sys.exit(128 + self._signal)
+
+
+@contextmanager
+def kept() -> Iterator[Interruption]:
+    """Keep the first Ctrl-C or SIGTERM until `let_out` is called, or to the end of it all.
+
+    Raised where it comes, it could be swallowed by a finalizer, or leave a step half done. A second one is Python's.
+
+    >>> with kept() as interruption:
+    ...     for step in steps:
+    ...         step()
+    ...         interruption.let_out()
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield interruption
+        return
+
+    def note(number: int, _: Any) -> None:
+        interruption.note(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, before[number])
+    interruption.let_out()
+
+
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM leave as Ctrl-C does, through every `finally`, with exit code 143."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
