@@ -87,10 +87,11 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_start_that_was_killed_before_the_run_was_one_is_no_hindrance(tmp_path: Path) -> None:
     folder = tmp_path / "x"
-    folder.mkdir()
+    (folder / ".adapter.0123456789ab").mkdir(parents=True)
     for left in (".lock", ".process", "..process.0123456789ab", ".run.json.0123456789ab"):
         (folder / left).touch()
     assert make(folder).recipe == Recipe()
+    assert {file.name for file in folder.iterdir()} == {".lock", ".process", "run.json", "recipe.toml"}
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerState
 
 from lorafit.errors import RunError
-from lorafit.files import new_folder, sha256_of
+from lorafit.files import new_folder, remove_unfinished, sha256_of
 
 CHECKPOINTS_KEPT = 2
 _TENSORS, _FACTS, _TRAINER, _SUMS = "state.safetensors", "state.json", "trainer_state.json", "sha256.json"
@@ -48,8 +48,8 @@ def save(folder: Path, states: Mapping[str, State], trainer: TrainerState) -> No
     """
     with new_folder(folder) as unfinished:
         _write(unfinished, states, trainer)
-    strays = folder.parent.glob(".checkpoint-*")  # of processes that were killed
-    for old in (*strays, *_oldest_first(folder.parent)[:-CHECKPOINTS_KEPT]):
+    remove_unfinished(folder.parent)
+    for old in _oldest_first(folder.parent)[:-CHECKPOINTS_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 

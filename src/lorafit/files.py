@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,20 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             _flush(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed left half written in a folder; nobody may be writing there."""
+    for left in filter(is_unfinished, folder.iterdir()):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Tell whether a file or folder is one that we were still writing, by its name."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}", path.name) is not None
 
 
 def _neighbour(path: Path) -> Path:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from lorafit import recipe as recipes
 from lorafit.errors import RunError, StorageError
-from lorafit.files import storing, write_text
+from lorafit.files import is_unfinished, remove_unfinished, storing, write_text
 from lorafit.recipe import Recipe
 
 DEFAULT_ROOT = Path("runs")
@@ -132,6 +132,7 @@ class Run:
         except Timeout:
             raise RunError(f"{self.path} is being written by {self._writer()}. Wait for it, or stop it.") from None
         try:
+            remove_unfinished(self.path)
             self.write(_PROCESS, f"{os.getpid()} on {platform.node()}")
             yield
         finally:
@@ -186,7 +187,7 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
 
 def _is_foreign(file: Path) -> bool:
     """Tell whether a file is not what we left when we were killed before the run was one."""
-    return not file.name.startswith((_LOCK, _PROCESS, f".{_PROCESS}.", ".run.json."))
+    return file.name not in (_LOCK, _PROCESS) and not is_unfinished(file)
 
 
 def open_run(path: Path | str) -> Run:
