@@ -1,6 +1,7 @@
 """What we hand over can be read by everyone, comes back as what it was, and is refused when it is not."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorafit import Classifier, bundle, encoders, manifest, pipeline
+from lorafit import Classifier, bundle, checks, encoders, export, manifest, pipeline
 from lorafit.errors import BundleError, EncoderError, LorafitError, LorafitWarning, RecipeError
 from tests.conftest import Said, texts_and_labels, write_csv
 
@@ -108,10 +109,10 @@ def test_the_card_has_the_hubs_header_and_the_scores_with_their_number_of_texts(
 
 def test_the_directory_holds_peft_files_tokenizer_and_manifest_and_nothing_that_runs_code(trained: Path) -> None:
     names = {file.name for file in (trained / "adapter").iterdir()}
-    assert {bundle.CONFIG, bundle.WEIGHTS, "lorafit.json", "proof.json", "tokenizer.json", "README.md"} <= names
+    assert {checks.CONFIG, checks.WEIGHTS, "lorafit.json", "proof.json", "tokenizer.json", "README.md"} <= names
     assert {Path(name).suffix for name in names} <= {".json", ".safetensors", ".md"}
     assert "config.json" not in names
-    assert (trained / "adapter" / bundle.WEIGHTS).stat().st_mode == (trained / "adapter" / bundle.CONFIG).stat().st_mode
+    assert (trained / "adapter" / checks.WEIGHTS).stat().st_mode == (trained / "adapter" / checks.CONFIG).stat().st_mode
 
 
 def test_no_path_of_the_machine_it_was_made_on_stands_in_a_bundle(trained: Path, tiny: Path, reviews: Path) -> None:
@@ -197,7 +198,7 @@ def test_a_base_of_another_shape_is_refused_even_when_a_different_one_is_allowed
         Classifier.load(copy, encoder=str(other), allow_different_base=True)
 
 
-@pytest.mark.parametrize("missing", [bundle.CONFIG, bundle.WEIGHTS])
+@pytest.mark.parametrize("missing", [checks.CONFIG, checks.WEIGHTS])
 def test_a_directory_that_lacks_a_file_is_refused(missing: str, copy: Path) -> None:
     (copy / missing).unlink()
     with pytest.raises(BundleError, match=f"is no adapter that lorafit can load: it has no {missing}"):
@@ -233,8 +234,8 @@ def test_symbolic_links_pickles_and_code_are_refused(copy: Path, tmp_path: Path)
     with pytest.raises(BundleError, match="breaks the loading of the adapter"):
         Classifier.load(copy)
     (copy / "config.json").unlink()
-    outside = Path(shutil.move(copy / bundle.WEIGHTS, tmp_path / "outside.safetensors"))
-    (copy / bundle.WEIGHTS).symlink_to(outside)
+    outside = Path(shutil.move(copy / checks.WEIGHTS, tmp_path / "outside.safetensors"))
+    (copy / checks.WEIGHTS).symlink_to(outside)
     with pytest.raises(BundleError, match="is a symbolic link; a bundle holds its files themselves"):
         Classifier.load(copy)
 
@@ -273,7 +274,7 @@ def test_a_manifest_that_is_newer_broken_or_edited_is_refused(copy: Path) -> Non
 
 
 def test_a_missing_an_extra_and_a_misshapen_tensor_are_refused_by_name(copy: Path) -> None:
-    file = copy / bundle.WEIGHTS
+    file = copy / checks.WEIGHTS
     whole = load_file(file)
     first = min(name for name in whole if "lora_A" in name)
     for tensors, said in (
@@ -301,16 +302,16 @@ def test_a_tokenizer_that_does_not_match_the_vocabulary_is_refused(copy: Path) -
     tokenizer.add_tokens([f"new{number}" for number in range(5)])
     tokenizer.save_pretrained(copy)
     reseal(copy)
-    with pytest.raises(BundleError, match=r"The tokenizer in .* knows \d+ tokens; its base .* embeds only \d+"):
+    with pytest.raises(BundleError, match=r"The tokenizer in .* gives ids up to \d+; its base .* embeds only \d+"):
         Classifier.load(copy)
 
 
 def test_a_size_that_no_memory_has_is_refused_before_it_is_taken(copy: Path) -> None:
-    change_json(copy / bundle.CONFIG, r=10**12)
+    change_json(copy / checks.CONFIG, r=10**12)
     reseal(copy)
     with pytest.raises(BundleError, match=r"has the shape \(8, 32\); it should have \(1000000000000, 32\)"):
         Classifier.load(copy)
-    change_json(copy / bundle.CONFIG, r=10**30)
+    change_json(copy / checks.CONFIG, r=10**30)
     reseal(copy)
     with pytest.raises(BundleError):
         Classifier.load(copy)
@@ -332,17 +333,105 @@ def test_a_size_that_no_memory_has_is_refused_before_it_is_taken(copy: Path) -> 
     ],
 )
 def test_what_an_adapter_of_ours_never_sets_is_refused(changed: dict[str, Any], said: str, copy: Path) -> None:
-    change_json(copy / bundle.CONFIG, **changed)
+    change_json(copy / checks.CONFIG, **changed)
     reseal(copy)
     with pytest.raises(BundleError, match=re.escape(said)):
         Classifier.load(copy)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 65, 10**30])
+def test_a_window_that_the_encoder_does_not_have_is_refused(max_tokens: int, copy: Path) -> None:
+    reseal(copy, max_tokens=max_tokens)
+    with pytest.raises(BundleError, match=r"says that texts have up to .* tokens; its base .* reads from 3 to 64"):
+        Classifier.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("fast_tokenizer_files", ["../outside.json"]), ("vocab_file", "/etc/passwd"), ("auto_map", {})]
+)
+def test_a_tokenizer_that_leads_to_other_files_is_refused(key: str, value: object, copy: Path) -> None:
+    change_json(copy / "tokenizer_config.json", **{key: value})
+    reseal(copy)
+    with pytest.raises(BundleError, match=f"sets {key}, which leads to other files"):
+        Classifier.load(copy)
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"id": "acme/tiny", "revision": "/dev/zero"},
+        {"id": "../../etc", "revision": "0" * 40},
+        {"id": "acme/tiny"},
+        {"name": "two\nlines"},
+    ],
+)
+def test_a_base_that_leads_to_other_files_or_moves_the_cursor_is_refused(base: dict[str, str], copy: Path) -> None:
+    content = json.loads((copy / "lorafit.json").read_text())
+    del content["seal"]
+    content["base"] |= base
+    (copy / "lorafit.json").write_text(json.dumps(content | {"seal": manifest._seal(content)}))
+    with pytest.raises(BundleError, match="lorafit.json can't be used: base"):
+        Classifier.load(copy)
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(copy: Path) -> None:
+    tensors = load_file(copy / checks.WEIGHTS)
+    name = min(tensors)
+    tensors[name][0] = float("nan")
+    save_file(tensors, copy / checks.WEIGHTS)
+    reseal(copy)
+    with pytest.raises(BundleError, match="holds something that is no number"):
+        Classifier.load(copy)
+
+
+def test_a_folder_or_a_pipe_in_a_bundle_is_refused(copy: Path) -> None:
+    (copy / "sub").mkdir()
+    with pytest.raises(BundleError, match="sub is neither safetensors nor JSON"):
+        Classifier.load(copy)
+    (copy / "sub").rmdir()
+    os.mkfifo(copy / "pipe.json")
+    with pytest.raises(BundleError, match="pipe.json is neither safetensors nor JSON"):
+        Classifier.load(copy)
+
+
+def test_a_base_with_the_same_weights_and_other_arithmetic_is_a_wrong_one(
+    copy: Path, tiny: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    change_json(other / "config.json", hidden_act="relu")
+    expected = Classifier.load(copy, precision="fp32").probabilities(TEXTS)
+    with pytest.raises(BundleError, match="Its answers would mean nothing"):
+        Classifier.load(copy, encoder=str(other))
+    np.testing.assert_array_equal(Classifier.load(copy, precision="fp32").probabilities(TEXTS), expected)
+    change_json(other / "config.json", hidden_act="gelu", transformers_version="9.9", id2label={"0": "x"})
+    Classifier.load(copy, encoder=str(other))  # which says nothing of the arithmetic
+
+
+@unlearned
+def test_tags_are_taken_out_once_in_training_proof_card_and_merged_model(
+    tiny: Path, tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, labels = texts_and_labels(60)
+    texts = [text + " x <i<b>> y" for text in texts]  # of which one pass leaves another tag
+    file = write_csv(tmp_path / "texts.csv", texts, [["neg", "pos"][label] for label in labels])
+    sizes = {"train_size": 40, "validation_size": 10, "test_size": 10}
+    made = tiny_recipe(data={"source": str(file), "html": "strip", **sizes}, training={"epochs": 1})
+    folder = pipeline.train(made, tmp_path / "run").adapter
+    marked = [f"{text} <i>good</i>" for text in TEXTS]
+    code = (folder / "README.md").read_text().replace('["A text."]', repr(marked))
+    (folder / "README.md").write_text(code)
+    over_base, _ = run_the_card(folder, monkeypatch, **{"path/to/tiny": str(tiny)})
+    expected = Classifier.load(folder, precision="fp32").probabilities(marked)
+    np.testing.assert_allclose(over_base["probabilities"].numpy(), expected, atol=1e-5)
+    export.merge(folder, tmp_path / "merged")
+    assert "take them out of yours" in (tmp_path / "merged" / "README.md").read_text()
 
 
 def plain_peft(copy: Path, **config: Any) -> Path:
     """Turn a bundle into what PEFT's own save_pretrained leaves behind."""
     for name in ("lorafit.json", "proof.json", "README.md"):
         (copy / name).unlink()
-    change_json(copy / bundle.CONFIG, **config)
+    change_json(copy / checks.CONFIG, **config)
     return copy
 
 
@@ -376,8 +465,47 @@ def test_a_plain_peft_directory_whose_pooler_was_lost_is_refused(tiny: Path, tmp
         Classifier.load(tmp_path / "plain")
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda"])
+def test_a_plain_peft_directory_whose_start_changed_the_base_is_refused(start: str, copy: Path, tiny: Path) -> None:
+    plain_peft(copy, base_model_name_or_path=str(tiny), init_lora_weights=start)
+    with pytest.raises(BundleError, match=f"says init_lora_weights = '{start}', which changes the base"):
+        Classifier.load(copy)
+
+
+@pytest.mark.filterwarnings("ignore:.*lorafit did not make it")
+def test_a_plain_peft_directory_over_a_checkpoint_with_a_head_of_its_own_works(tiny: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    headed = Path(shutil.copytree(tiny, tmp_path / "headed"))
+    BertForSequenceClassification.from_pretrained(tiny, num_labels=3).save_pretrained(headed)
+    base = BertForSequenceClassification.from_pretrained(headed)
+    model = get_peft_model(
+        base, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights="gaussian")
+    )
+    with torch.no_grad():
+        model.base_model.model.classifier.modules_to_save["default"].weight.mul_(3)
+    model.save_pretrained(tmp_path / "plain")
+    batch = AutoTokenizer.from_pretrained(tiny)(TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model.eval()(**batch).logits.softmax(-1).numpy()
+    found = Classifier.load(tmp_path / "plain", precision="fp32", encoder=str(headed)).probabilities(TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*lorafit did not make it")
+def test_a_plain_peft_directory_without_a_tokenizer_takes_its_bases(copy: Path, tiny: Path) -> None:
+    expected = Classifier.load(copy, precision="fp32").probabilities(TEXTS)
+    plain_peft(copy, base_model_name_or_path="/content/drive/bert")
+    (copy / "tokenizer.json").unlink()  # but not its configuration, of which transformers would make an empty one
+    with pytest.raises(BundleError, match="names the encoder '/content/drive/bert', a folder that is not here"):
+        Classifier.load(copy)
+    found = Classifier.load(copy, precision="fp32", encoder=str(tiny)).probabilities(TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_a_plain_peft_directory_with_a_pickle_or_without_a_base_is_refused(copy: Path) -> None:
-    plain_peft(copy, base_model_name_or_path=None)
+    plain_peft(copy, base_model_name_or_path="")
     with pytest.raises(BundleError, match="does not say which encoder it belongs to. Name it with --encoder"):
         Classifier.load(copy)
     (copy / "adapter_model.bin").write_bytes(b"")
@@ -437,8 +565,8 @@ def test_with_rank_1_on_a_bert_base_shape_a_bundle_without_its_tokenizer_takes_a
         tiny_recipe(data=data, encoder={"name": str(folder)}, adapter={"rank": 1}, training={"epochs": 1}),
         tmp_path / "run",
     )
-    with safe_open(run.adapter / bundle.WEIGHTS, "pt") as weights:
+    with safe_open(run.adapter / checks.WEIGHTS, "pt") as weights:
         assert len(list(weights.keys())) == 12 * 2 * 2 + 2
     sizes_bytes = {file.name: file.stat().st_size for file in run.adapter.iterdir()}
-    assert sizes_bytes[bundle.WEIGHTS] > 140_000
+    assert sizes_bytes[checks.WEIGHTS] > 140_000
     assert sum(size for name, size in sizes_bytes.items() if "token" not in name) <= 200_000, sizes_bytes

@@ -56,6 +56,12 @@ def test_bad_data_is_named_by_column_and_row(
     assert sentence in str(error.value)
 
 
+def test_a_label_that_breaks_a_line_is_no_name() -> None:
+    table = pd.DataFrame({"text": ["a", "b"], "label": ["good\nfilm", "bad"]})
+    with pytest.raises(DataError, match="can't be a name: it has a line break"):
+        data.clean(data.Source(table, "here", "", {}))
+
+
 def test_empty_rows_are_dropped_when_the_recipe_says_so() -> None:
     cleaned = data.clean(source(["a", "", "b"], [0, 0, 1]), on_empty="drop")
     assert (cleaned.texts, cleaned.label_ids) == (["a", "b"], [0, 1])

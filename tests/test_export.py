@@ -68,11 +68,17 @@ def test_a_run_in_bf16_is_merged_against_the_stored_weights(
 def test_what_stands_at_the_target_is_not_replaced_unasked(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(StorageError, match="mine is there already. Replace it with --overwrite"):
-        export.merge(trained, tmp_path / "mine")
+    for target in (tmp_path / "mine", tmp_path, trained, trained / "adapter"):
+        with pytest.raises(StorageError, match="holds something else than a merged model. Choose another place"):
+            export.merge(trained, target, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
-    export.merge(trained, tmp_path / "mine", overwrite=True)
-    assert (tmp_path / "mine" / "model.safetensors").exists()
+    assert (trained / "adapter" / "lorafit.json").exists()
+    made = export.merge(trained, tmp_path / "merged")
+    (made.folder / "model.safetensors").unlink()
+    with pytest.raises(StorageError, match="merged is there already. Replace it with --overwrite"):
+        export.merge(trained, tmp_path / "merged")
+    export.merge(trained, tmp_path / "merged", overwrite=True)
+    assert (made.folder / "model.safetensors").exists()
 
 
 def test_a_different_base_is_recorded_in_what_is_merged(trained: Path, tiny: Path, tmp_path: Path) -> None:

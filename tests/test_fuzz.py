@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import bundle, manifest, predict
+from lorafit import bundle, checks, files, manifest, predict
 from lorafit.errors import LorafitError
 from tests.conftest import texts_and_labels
 
@@ -78,8 +78,8 @@ def remove(file: Path, chance: random.Random) -> None:
 BYTES: list[Callable[[Path, random.Random], None]] = [flip_bits, flip_bits, cut_short, overwrite_a_stretch, remove]
 FILES = {
     "lorafit.json": [change_a_value, change_a_value, *BYTES],
-    bundle.CONFIG: [change_a_value, change_a_value, *BYTES],
-    bundle.WEIGHTS: [lie_about_the_header, flip_bits, *BYTES],
+    checks.CONFIG: [change_a_value, change_a_value, *BYTES],
+    checks.WEIGHTS: [lie_about_the_header, flip_bits, *BYTES],
     "proof.json": [change_a_value, *BYTES],
     "tokenizer.json": [change_a_value, *BYTES],
     "tokenizer_config.json": [change_a_value, *BYTES],
@@ -97,7 +97,7 @@ def spoil(folder: Path, chance: random.Random) -> bool:
             content = json.loads((folder / "lorafit.json").read_text(encoding="utf-8"))
             content.pop("seal", None)
             content["files"] = {
-                file.name: bundle.sha256_of(file) for file in folder.iterdir() if file.name not in bundle.UNSEALED
+                file.name: files.sha256_of(file) for file in folder.iterdir() if file.name not in checks.UNSEALED
             }
             sealed = content | {"seal": manifest._seal(content)}
             (folder / "lorafit.json").write_text(json.dumps(sealed), encoding="utf-8")
@@ -115,7 +115,7 @@ def answers(folder: Path) -> np.ndarray:
 def fuzz(trained: Path, tmp_path: Path, count: int) -> dict[str, int]:
     """Load `count` spoiled bundles; returns how many were refused, were as before, or passed as somebody else's."""
     whole = trained / "adapter"
-    expected, original = answers(whole), bundle.check(whole)
+    expected, original = answers(whole), checks.check(whole)
     seen = {"refused": 0, "the same": 0, "sealed anew": 0}
     for seed in range(count):
         folder = tmp_path / "spoiled"
@@ -135,7 +135,7 @@ def fuzz(trained: Path, tmp_path: Path, count: int) -> dict[str, int]:
             if sealed_anew or not (folder / "lorafit.json").exists():
                 seen["sealed anew"] += 1
             else:
-                assert bundle.check(folder) == original, f"mutation {seed} loads in silence"
+                assert checks.check(folder) == original, f"mutation {seed} loads in silence"
                 np.testing.assert_array_equal(found, expected, err_msg=f"mutation {seed} answers otherwise")
                 seen["the same"] += 1
         assert "\n" not in sentence, f"mutation {seed}: {sentence}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import bundle, checkpoints, encoders, interrupts, pipeline, predict, proof, recipe, runs, tokens
+from lorafit import checkpoints, checks, encoders, interrupts, pipeline, predict, proof, recipe, runs, tokens
 from lorafit.errors import StorageError
 from tests.conftest import Said, mount_small_disk, texts_and_labels
 from tests.test_cli import recipe_file
@@ -25,7 +25,7 @@ WITH_DROPOUT = {"adapter": {"dropout": 0.1}, "training": {"threads": 1}}
 
 
 def weights(run: Path) -> bytes:
-    return (run / "adapter" / bundle.WEIGHTS).read_bytes()
+    return (run / "adapter" / checks.WEIGHTS).read_bytes()
 
 
 def steps(run: runs.Run) -> list[int]:

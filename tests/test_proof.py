@@ -12,13 +12,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from lorafit import bundle, manifest, pipeline, proof
+from lorafit import bundle, checks, manifest, pipeline, proof
 from lorafit.errors import BundleError
 from tests.conftest import Said
 
 
 def test_the_proof_stands_in_the_manifest_and_can_be_repeated(trained: Path, cli: Callable[..., Said]) -> None:
-    made = bundle.check(trained / "adapter")
+    made = checks.check(trained / "adapter")
     assert made is not None
     assert made.proof is not None
     assert made.proof.texts == 32
@@ -36,7 +36,7 @@ def test_in_bf16_the_fresh_process_answers_on_the_engine_of_the_training_and_in_
     tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     run = pipeline.train(tiny_recipe(encoder={"precision": "bf16"}, training={"epochs": 1}), tmp_path / "run")
-    made = bundle.check(run.adapter)
+    made = checks.check(run.adapter)
     assert made is not None
     assert made.proof is not None
     assert made.proof.gap < made.proof.gap_fp32 < 0.5  # the same arithmetic, and what bf16 costs
@@ -49,9 +49,9 @@ def spoil_what_is_saved(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[dict[s
 
     def save_and_spoil(model: PeftModel, folder: Path | str, **options: Any) -> None:
         save(model, folder, **options)
-        tensors = load_file(Path(folder) / bundle.WEIGHTS)
+        tensors = load_file(Path(folder) / checks.WEIGHTS)
         spoil(tensors)
-        save_file(tensors, Path(folder) / bundle.WEIGHTS)
+        save_file(tensors, Path(folder) / checks.WEIGHTS)
 
     monkeypatch.setattr(PeftModel, "save_pretrained", save_and_spoil)
 
@@ -95,10 +95,10 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 def test_verify_names_a_tensor_that_was_changed_with_all_hashes_made_to_fit(
     copy: Path, cli: Callable[..., Said]
 ) -> None:
-    tensors = load_file(copy / bundle.WEIGHTS)
+    tensors = load_file(copy / checks.WEIGHTS)
     name = max(tensors)
     tensors[name] *= 1.001
-    save_file(tensors, copy / bundle.WEIGHTS)
+    save_file(tensors, copy / checks.WEIGHTS)
     bundle.seal(copy, manifest.read(copy))
     said = cli("verify", copy)
     assert said.code == 2
@@ -112,6 +112,24 @@ def test_verify_sees_logits_that_are_not_the_ones_kept(copy: Path) -> None:
     (copy / proof.FILE).write_text(json.dumps(evidence))
     bundle.seal(copy, manifest.read(copy))
     with pytest.raises(BundleError, match=r"its logits differ by up to 0.001, where fp32 explains"):
+        proof.verify(copy)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"texts": []},
+        {"tensors": {}},
+        {"logits": [[0.0], [0.0, 1.0]]},
+        {"logits": [[float("inf"), 0.0]]},
+        {"texts": ["x"] * 33},
+    ],
+)
+def test_a_proof_that_proves_nothing_is_refused(changed: dict[str, Any], copy: Path) -> None:
+    evidence = json.loads((copy / proof.FILE).read_text())
+    (copy / proof.FILE).write_text(json.dumps(evidence | changed))
+    bundle.seal(copy, manifest.read(copy))
+    with pytest.raises(BundleError, match=r"proof.json can't be used"):
         proof.verify(copy)
 
 

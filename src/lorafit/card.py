@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from lorafit.data import TAG
 from lorafit.files import write_text
 from lorafit.manifest import Base, Manifest
 
@@ -42,6 +43,7 @@ def write_merged(folder: Path, manifest: Manifest) -> None:
         base=_base_link(manifest.base),
         weights=manifest.base.sha256[:12],
         labels=_numbered(manifest.labels),
+        html=_HTML if manifest.html == "strip" else "",
     )
     write_text(folder / FILE, card)
 
@@ -49,7 +51,7 @@ def write_merged(folder: Path, manifest: Manifest) -> None:
 def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
     """Return the card as Markdown, with the Hub's metadata header.
 
-    >>> print(text(bundle.check(Path("runs/demo/adapter"))))
+    >>> print(text(checks.check(Path("runs/demo/adapter"))))
     """
     assert manifest.training is not None
     recipe, base = manifest.training.recipe, manifest.base
@@ -59,7 +61,7 @@ def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
         base=_base_link(base),
         weights=base.sha256[:12],
         labels=_numbered(manifest.labels),
-        data=recipe["data"]["source"],
+        data=manifest.training.data,
         texts=manifest.training.texts,
         max_tokens=manifest.max_tokens,
         html="; tags such as `<br />` are taken out first" if manifest.html == "strip" else "",
@@ -77,7 +79,7 @@ def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
 def _header(manifest: Manifest, test: dict[str, Any] | None) -> ModelCardData:
     assert manifest.training is not None
     recipe = manifest.training.recipe
-    source = recipe["data"]["source"]
+    source = manifest.training.data
     results = [
         EvalResult(
             task_type="text-classification",
@@ -113,7 +115,7 @@ def _base_link(base: Base) -> str:
 
 
 def _numbered(labels: list[str]) -> str:
-    return ", ".join(f"{label_id} = {label}" for label_id, label in enumerate(labels))
+    return ", ".join(f"{label_id} = `{label}`" for label_id, label in enumerate(labels))
 
 
 def _joined(targets: str | list[str]) -> str:
@@ -127,9 +129,7 @@ def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
     if test:
         for who in ("base", "adapted"):
             rows.append(f"| test, {who} | {test['n']:,} | {test[who]['accuracy']:.4f} | {test[who]['f1']:.4f} |")
-    rows.append(
-        f"| validation, adapted | {texts['validation']:,} | {validation['accuracy']:.4f} | {validation['f1']:.4f} |"
-    )
+    rows.append(f"| validation, adapted | {texts.validation:,} | {validation.accuracy:.4f} | {validation.f1:.4f} |")
     explained = (
         "*base* is the same encoder with an untrained head. " if test else "The test texts wait for `evaluate`. "
     )
@@ -138,8 +138,11 @@ def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
 
 def _snippets(manifest: Manifest) -> list[str]:
     names = dict(enumerate(manifest.labels))
-    ask = _ASK.format(max_tokens=manifest.max_tokens)
+    strips = manifest.html == "strip"
+    ask = _ASK.format(max_tokens=manifest.max_tokens, strip=_STRIP if strips else "")
+    imports = "import re\n\n" if strips else ""
     whole = _OVER_THE_BASE.format(
+        imports=imports,
         names=names,
         base=manifest.base.id or "path/to/" + manifest.base.name,
         revision=f", revision={manifest.base.revision!r}" if manifest.base.id else "",
@@ -147,12 +150,16 @@ def _snippets(manifest: Manifest) -> list[str]:
     )
     if manifest.base.id is None:
         return [f"With the encoder `{manifest.base.name}` at hand:", whole]
-    return [_AUTO.format(names=names, ask=ask), "Or over a base that you load yourself:", whole]
+    return [_AUTO.format(imports=imports, names=names, ask=ask), "Or over a base that you load yourself:", whole]
 
 
+_STRIP = f"""\
+texts = [re.sub({TAG.pattern!r}, " ", text) for text in texts]  # as in training
+"""
 _ASK = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
-batch = tokenizer(["A text."], truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
+texts = ["A text."]
+{strip}batch = tokenizer(texts, truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
 with torch.inference_mode():
     probabilities = model(**batch).logits.softmax(-1)
 for row in probabilities:
@@ -160,7 +167,7 @@ for row in probabilities:
 
 _AUTO = """\
 ```python
-import torch
+{imports}import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
@@ -173,7 +180,7 @@ model = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=
 
 _OVER_THE_BASE = """\
 ```python
-import torch
+{imports}import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -204,7 +211,7 @@ Labels: {labels}.
 
 ## Data and recipe
 
-* Data: {data}; {texts[train]:,} texts to train on, {texts[validation]:,} to choose the epoch, {texts[test]:,} to test.
+* Data: {data}; {texts.train:,} texts to train on, {texts.validation:,} to choose the epoch, {texts.test:,} to test.
 * A text is read up to {max_tokens} tokens, the rest is cut{html}.
 * LoRA: r={lora[rank]}, alpha={lora[alpha]:g}, dropout {lora[dropout]:g}, on {targets}.
 * Training: {training[epochs]} epochs at most, batches of {training[batch_size]}, learning rate
@@ -233,6 +240,7 @@ print(Classifier.load(".").predict(["A text."]))
 `lorafit verify .` asks them again. Do not hand this directory to people who must not read those texts.
 """
 
+_HTML = "Tags such as `<br />` were taken out of the texts in training: take them out of yours.\n"
 _MERGED = """\
 ---
 {header}
@@ -242,7 +250,7 @@ _MERGED = """\
 
 {base} (SHA-256 of the weights {weights}...) with a LoRA adapter merged into it, in fp32. Labels: {labels}.
 `merged_from.json` says which adapter, how it was trained, and how far the answers are from those before merging.
-
+{html}
 ```python
 from transformers import pipeline
 

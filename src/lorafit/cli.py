@@ -417,8 +417,8 @@ def _print_contents(contents: "Contents") -> None:
         if made.training is not None:
             score, counts = made.training.validation, made.training.texts
             rows["trained"] = (
-                f"on {counts['train']:,} texts of {made.training.recipe['data']['source']}, {made.training.precision}; "
-                f"accuracy {score['accuracy']:.4f} on {counts['validation']:,} validation texts, "
+                f"on {counts.train:,} texts of {made.training.data}, {made.training.precision}; "
+                f"accuracy {score.accuracy:.4f} on {counts.validation:,} validation texts, "
                 f"epoch {made.training.best_epoch}"
             )
         if made.proof is not None:

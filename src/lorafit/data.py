@@ -31,8 +31,10 @@ _HUB_FILES = [
     "*.csv.gz",
     "*.txt",
 ]
-_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
+TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _ROWS_NAMED = 5
+LONGEST_LABEL = 1000  # characters
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def split(
 
 def strip_tags(text: str) -> str:
     """Return the text with tags such as ``<br />`` replaced by a space; "1 < 2" stays."""
-    return _TAG.sub(" ", text)
+    return TAG.sub(" ", text)
 
 
 def name_rows(rows: list[int]) -> str:
@@ -232,6 +234,12 @@ def _label_ids(
     if missing:
         raise DataError(f"{place}: {len(missing)} rows have no label in column {column!r} ({name_rows(missing)}).")
     names = declared or _sorted_names(set(cells.values()))
+    unshown = [name for name in names if len(name) > LONGEST_LABEL or _CONTROL.search(name)]
+    if unshown:
+        raise DataError(
+            f"{place}: the label {unshown[0][:40]!r} in column {column!r} can't be a name: it has a line break or "
+            f"another control character, or more than {LONGEST_LABEL} characters."
+        )
     ids = {name: number for number, name in enumerate(names)}
     if declared and not any(name.lstrip("-").isdigit() for name in declared):
         ids |= {str(number): number for number in range(len(declared))}  # integers stand for names, by their order

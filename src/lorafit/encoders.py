@@ -37,18 +37,26 @@ _FILES = [
     "merges.txt",
     "*.model",
 ]
+_SAYS_NOTHING = {  # of the arithmetic
+    "_name_or_path", "architectures", "dtype", "gradient_checkpointing", "id2label", "label2id", "problem_type",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where an encoder lies, and what it is: the Hub's id and revision where it has one, and its weights' SHA-256."""
+    """Where an encoder lies, and what it is: the Hub's id and revision where it has one, and two SHA-256.
+
+    `sha256` is that of its weights, `config_sha256` that of what its configuration says of the arithmetic.
+    """
 
     name: str
     folder: Path
     hub_id: str | None
     revision: str | None
     sha256: str
+    config_sha256: str
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,10 @@ def locate(name: str, *, refresh: bool = False) -> Files:
     """
     if name.startswith("bundled:"):
         found = bundled.encoder(name.removeprefix("bundled:"))
-        return Files(name, found.folder, found.hub_id, found.revision, _weights_sha256(found.folder))
+        return _files(name, found.folder, found.hub_id, found.revision)
     if name.startswith("hub:"):
         snapshot = hub.snapshot(name.removeprefix("hub:"), "model", _FILES, complete=_is_complete, refresh=refresh)
-        return Files(name, snapshot.folder, snapshot.repo, snapshot.revision, _weights_sha256(snapshot.folder))
+        return _files(name, snapshot.folder, snapshot.repo, snapshot.revision)
     folder = Path(name)
     if not folder.is_dir():
         raise EncoderError(
@@ -89,18 +97,19 @@ def locate(name: str, *, refresh: bool = False) -> Files:
         raise EncoderError(
             f"{name} is no complete encoder: it needs config.json, weights as *.safetensors and a tokenizer."
         )
-    sha256 = _weights_sha256(folder)
-    _remember(sha256, folder)
-    return Files(str(folder.resolve()), folder, None, None, sha256)
+    files = _files(str(folder.resolve()), folder, None, None)
+    _remember(files)
+    return files
 
 
-def find(sha256: str, hub_id: str | None, revision: str | None) -> Files | None:
-    """Return the encoder on this machine that has these weights: the bundled one, a folder seen before, or the Hub's.
+def find(sha256: str, config_sha256: str, hub_id: str | None, revision: str | None) -> Files | None:
+    """Return the encoder on this machine that is this one: the bundled one, a folder seen before, or the Hub's.
 
-    A folder whose weights have changed since comes last: compare them.
+    A folder whose content has changed since comes last, and so does what the Hub has now: compare them.
 
     Args:
         sha256: of its weights.
+        config_sha256: of what its configuration says of the arithmetic.
         hub_id: its name on the Hub; None for one that is not there.
         revision: its commit there.
 
@@ -108,13 +117,16 @@ def find(sha256: str, hub_id: str | None, revision: str | None) -> Files | None:
         HubError: it is neither here nor can it be fetched.
     """
     name = bundled.encoder_with(sha256)
-    if name is not None:
-        return locate(f"bundled:{name}")
-    folder = _remembered().get(sha256, "")
-    here = locate(folder) if folder and _is_complete(Path(folder)) else None
-    if here is not None and (here.sha256 == sha256 or hub_id is None):
-        return here
-    return locate(f"hub:{hub_id}@{revision}") if hub_id else None
+    folder = _remembered().get(f"{sha256} {config_sha256}", "")
+    names = [f"bundled:{name}"] if name else []
+    names += [folder] if folder and _is_complete(Path(folder)) else []
+    here = [locate(name) for name in names]
+    for files in here:
+        if (files.sha256, files.config_sha256) == (sha256, config_sha256):
+            return files
+    if hub_id is not None and revision is not None:
+        return locate(f"hub:{hub_id}@{hub.cached_commit(hub_id, revision, sha256) or revision}")
+    return here[-1] if here else None
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -123,7 +135,9 @@ def load_tokenizer(folder: Path, name: str) -> Any:
     Raises:
         EncoderError: no fast tokenizer, or none with a padding token.
     """
-    with _refusing_what_does_not_load(name):
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):  # transformers would make an empty one
+        raise EncoderError(f"{name} has no tokenizer: it needs one of {', '.join(_TOKENIZER_FILES)}.")
+    with refusing_what_does_not_load(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if not tokenizer.is_fast or tokenizer.pad_token_id is None:
         raise EncoderError(f"{name} needs a fast tokenizer with a padding token; it has none.")
@@ -144,10 +158,15 @@ def refuse_long_window(files: Files, tokenizer: Any, max_tokens: int) -> None:
 def window(files: Files, tokenizer: Any) -> int:
     """Return how many tokens the encoder can read at once, special tokens included."""
     config = _read_config(files)
-    with _refusing_what_does_not_load(files.name):
+    with refusing_what_does_not_load(files.name):
         positions = families.window(config)
-    longest = int(tokenizer.model_max_length)  # of a tokenizer that does not say, 10^30
+        longest = int(tokenizer.model_max_length)  # of a tokenizer that does not say, 10^30
     return longest if positions is None else min(positions, longest)
+
+
+def largest_id(tokenizer: Any) -> int:
+    """Return the largest id that a tokenizer gives; its length says less, for ids may have gaps."""
+    return int(max([*tokenizer.get_vocab().values(), tokenizer.pad_token_id]))
 
 
 def shape(files: Files) -> Shape:
@@ -178,7 +197,9 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: int = 0) -> Encoder:
+def load(
+    files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: int = 0, own_head: bool = False
+) -> Encoder:
     """Return the encoder with a fresh head for `labels`, in fp32, ready for an adapter.
 
     Args:
@@ -186,12 +207,13 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
         labels: label names in the order of their ids.
         dropout: the encoder's own, everywhere in its configuration; "keep" leaves that alone.
         seed: decides the fresh head, which `predict --base` makes again.
+        own_head: take a checkpoint that brings a trained head, too.
 
     Raises:
         EncoderError: transformers knows no classifier for it, or its files are broken.
     """
     config = _read_config(files)
-    with _refusing_what_does_not_load(files.name):
+    with refusing_what_does_not_load(files.name):
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: label_id for label_id, label in enumerate(labels)}
         config.problem_type = "single_label_classification"
@@ -211,7 +233,7 @@ def load(files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: i
             )
     # Found from what loading reports as new, not from a list of names: DistilBERT's pre_classifier, DeBERTa's pooler.
     fresh = sorted({_fresh_module(key, model, files.name) for key in report["missing_keys"]})
-    if not set(fresh) - {"pooler"}:
+    if not own_head and not set(fresh) - {"pooler"}:
         raise EncoderError(
             f"{files.name} brings a trained classification head of its own; lorafit starts from an encoder without. "
             "Name the encoder that it was made from."
@@ -225,7 +247,7 @@ def _read_config(files: Files) -> Any:
     Raises:
         EncoderError: transformers knows no classifier for it.
     """
-    with _refusing_what_does_not_load(files.name):
+    with refusing_what_does_not_load(files.name):
         config = AutoConfig.from_pretrained(files.folder, trust_remote_code=False, local_files_only=True)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise EncoderError(
@@ -264,31 +286,44 @@ def _dropout_keys(config: Any) -> list[str]:
 
 
 @contextmanager
-def _refusing_what_does_not_load(name: str) -> Iterator[None]:
+def refusing_what_does_not_load(name: str) -> Iterator[None]:
     """Turn whatever the readers below us raise over broken or unknown files into one sentence."""
     try:
         yield
-    except Exception as error:  # tokenizers raises plain Exceptions
+    except BaseException as error:  # tokenizers raises plain Exceptions, and panics that are not even those
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise EncoderError(f"{name} can't be loaded as a text classifier: {reason}") from error
 
 
 def _is_complete(folder: Path) -> bool:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        weights = all((folder / shard).is_file() for shard in shards)
-    else:
-        weights = (folder / "model.safetensors").is_file()
-    return weights and (folder / "config.json").is_file() and any((folder / f).is_file() for f in _TOKENIZER_FILES)
+    weights = _weight_files(folder)
+    complete = bool(weights) and all(file.is_file() for file in weights)
+    return complete and (folder / "config.json").is_file() and any((folder / f).is_file() for f in _TOKENIZER_FILES)
 
 
-def _remember(sha256: str, folder: Path) -> None:
-    """Note where these weights lie on this machine: a bundle names its base by its weights, never by a path."""
-    known = _remembered()
-    if known.get(sha256) != str(folder.resolve()):
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers takes the weights from, one or those that an index names; [] for none."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted({folder / Path(shard).name for shard in index["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def _files(name: str, folder: Path, hub_id: str | None, revision: str | None) -> Files:
+    return Files(name, folder, hub_id, revision, _weights_sha256(folder), _config_sha256(name, folder))
+
+
+def _remember(files: Files) -> None:
+    """Note where an encoder lies on this machine: a bundle names its base by its content, never by a path."""
+    known, key, place = _remembered(), f"{files.sha256} {files.config_sha256}", str(files.folder.resolve())
+    if known.get(key) != place:
         with suppress(StorageError):  # --encoder does it too
-            write_text(_places_file(), json.dumps(known | {sha256: str(folder.resolve())}, indent=2))
+            write_text(_places_file(), json.dumps(known | {key: place}, indent=2))
 
 
 def _remembered() -> dict[str, str]:
@@ -305,5 +340,13 @@ def _places_file() -> Path:
 
 def _weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of the weights; of several files, that of their sums one after the other."""
-    sums = [sha256_of(file) for file in sorted(folder.glob("model*.safetensors"))]
+    sums = [sha256_of(file) for file in _weight_files(folder)]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def _config_sha256(name: str, folder: Path) -> str:
+    """Return the SHA-256 of the configuration, but for what names, labels and versions change in it."""
+    with refusing_what_does_not_load(name):
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    said = {key: value for key, value in config.items() if key not in _SAYS_NOTHING}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

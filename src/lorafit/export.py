@@ -51,7 +51,7 @@ def merge(
         target: the folder to make.
         encoder: take this one as the base.
         allow_different_base: take a base with other weights; the record in `target` says so.
-        overwrite: replace what stands at `target`.
+        overwrite: replace a merged model that stands at `target`; anything else stays.
 
     Raises:
         BundleError: no bundle that can be used, or the merged model answers otherwise.
@@ -60,16 +60,15 @@ def merge(
     >>> merge("runs/demo", "merged").gap < 1e-4
     True
     """
-    source, target = bundle.folder_of(source), Path(target)
-    if target.exists() and not overwrite:
-        raise StorageError(f"{target} is there already. Replace it with --overwrite.")
+    source, target = bundle.folder_of(source), Path(target).resolve()
+    _refuse_to_replace(target, overwrite)
     loaded = bundle.load(source, encoder=encoder, allow_different_base=allow_different_base)
     texts = proof.read(source).texts if loaded.manifest.proof else list(_TEXTS)
     tokens, pad_id = loaded.encode(texts), loaded.tokenizer.pad_token_id
     before = predict.plain_logits(loaded.model, tokens, pad_id)
-    model = loaded.model.merge_and_unload(safe_merge=True)
+    model = loaded.model.merge_and_unload()
     loaded.tokenizer.model_max_length = loaded.manifest.max_tokens
-    with new_folder(target, replace=overwrite) as unfinished:
+    with new_folder(target, replace=True) as unfinished:
         model.save_pretrained(unfinished)
         for weights in unfinished.glob("*.safetensors"):  # which nobody else may read, as safetensors writes them
             shutil.copymode(unfinished / "config.json", weights)
@@ -81,6 +80,20 @@ def merge(
         _write_record(unfinished, loaded, gap, texts)
         card.write_merged(unfinished, loaded.manifest)
     return Merged(target, gap, len(texts))
+
+
+def _refuse_to_replace(target: Path, overwrite: bool) -> None:
+    """Refuse a target that holds what nobody asked to remove.
+
+    Raises:
+        StorageError: says what to do.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / RECORD).is_file():
+        raise StorageError(f"{target} holds something else than a merged model. Choose another place.")
+    if not overwrite:
+        raise StorageError(f"{target} is there already. Replace it with --overwrite.")
 
 
 def _read_back(folder: Path) -> Any:

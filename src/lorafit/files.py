@@ -80,11 +80,10 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         folder: where nothing stands yet, unless
         replace: what stands there gives way.
 
-
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    unfinished = _neighbour(folder)
+    unfinished, aside = _neighbour(folder), _neighbour(folder)
     with storing(folder):
         try:
             unfinished.mkdir(parents=True)
@@ -92,11 +91,12 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             for written in (*unfinished.rglob("*"), unfinished):
                 _flush(written)
             if replace and folder.exists():
-                shutil.rmtree(folder)
+                folder.rename(aside)
             unfinished.rename(folder)
             _flush(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from tqdm import tqdm
 
 from lorafit.console import byte_bar, say
@@ -91,6 +92,18 @@ def snapshot(
     if fetched == cached:
         say(f"hub:{source} is cached; nothing new was fetched.")
     return fetched
+
+
+def cached_commit(repo: str, revision: str, sha256: str) -> str | None:
+    """Return the commit in the cache that holds an encoder's weights: `revision`, or another with the same file.
+
+    The Hub names large files by their SHA-256, and its client keeps them under that name.
+    """
+    snapshots = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots"
+    if (snapshots / revision / "model.safetensors").is_file():
+        return revision
+    same = [file for file in sorted(snapshots.glob("*/model.safetensors")) if file.resolve().name == sha256]
+    return same[0].parent.name if same else None
 
 
 def _reporting_to(report: Callable[[float, float | None], None]) -> type[Any]:

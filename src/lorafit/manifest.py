@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +16,11 @@ FORMAT_VERSION = 1  # the newest that is read; each change that an older lorafit
 LARGEST_MANIFEST_BYTES = 4_000_000  # a thousand times what one takes
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-PlainFileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]  # of no other folder
+PlainFileName = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=100)]  # of no other folder
+HubId = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$", max_length=200)]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+# Shown on terminals: nothing there that moves a cursor, or ends a line.
+Shown = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=1000)]
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -28,7 +33,7 @@ class _Part(BaseModel):
 class Shape(_Part):
     """The size of an encoder, as its configuration says it."""
 
-    model_type: str
+    model_type: Shown
     """The family: bert, roberta, ..."""
     layers: int
     width: int
@@ -43,31 +48,55 @@ class Shape(_Part):
 class Base(_Part):
     """The encoder that an adapter belongs to. It is found by its id or its weights, never by a path."""
 
-    name: str
+    name: Shown
     """bundled:NAME, hub:ID@REVISION, or the name of the folder that it lay in."""
-    id: str | None
+    id: HubId | None
     """Its id on the Hub; None for a folder."""
-    revision: str | None
+    revision: Commit | None
     """Its commit there."""
     sha256: Sha256
     """The SHA-256 of its weights."""
+    config_sha256: Sha256
+    """The SHA-256 of what its configuration says of the arithmetic."""
     shape: Shape
+
+    @model_validator(mode="after")
+    def _has_both_or_none(self) -> "Base":
+        if (self.id is None) != (self.revision is None):
+            raise ValueError("an id on the Hub goes with a revision")
+        return self
 
     def __str__(self) -> str:
         return f"{self.name} (weights {self.sha256[:12]}..., {self.shape})"
 
 
+class Texts(_Part):
+    """Number of texts of each split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class Validation(_Part):
+    """The best epoch's scores on the validation texts."""
+
+    accuracy: float
+    f1: float
+    loss: float
+
+
 class Trained(_Part):
     """How the adapter came to be."""
 
+    data: Shown
+    """Where the texts came from; of a path, the last part."""
     recipe: dict[str, Any]
     """The resolved recipe, the folders of its files left out."""
-    texts: dict[str, int]
-    """Number of texts of each split."""
+    texts: Texts
     best_epoch: int
-    validation: dict[str, float]
-    """The best epoch's scores on the validation texts."""
-    precision: str
+    validation: Validation
+    precision: Shown
     packages: dict[str, str]
     """Versions of torch, transformers, peft and the rest."""
 
@@ -87,7 +116,7 @@ class Manifest(_Part):
 
     format_version: Literal[1] = 1
     base: Base
-    labels: Annotated[list[Annotated[str, StringConstraints(min_length=1)]], Field(min_length=2)]
+    labels: Annotated[list[Shown], Field(min_length=2, max_length=100_000)]
     """Label names in the order of their ids."""
     task: Literal["single_label"] = "single_label"
     max_tokens: Annotated[int, Field(gt=0)]
@@ -160,6 +189,15 @@ def read_json(file: Path, largest_bytes: int) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BundleError(f"{file} can't be read: it holds no JSON object.")
     return content
+
+
+def shown(text: str) -> str:
+    """Return a name without what moves a terminal's cursor or ends a line.
+
+    >>> shown("two\\twords")
+    'two?words'
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)[:1000]
 
 
 def parse(model: type[Model], content: dict[str, Any], file: Path) -> Model:

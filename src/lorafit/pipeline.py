@@ -14,9 +14,11 @@ from lorafit import (
     bundle,
     card,
     checkpoints,
+    checks,
     data,
     encoders,
     evaluation,
+    manifest,
     padfree,
     predict,
     prepared,
@@ -30,7 +32,7 @@ from lorafit import recipe as recipes
 from lorafit.console import complain, say
 from lorafit.errors import RunError
 from lorafit.files import sha256_of
-from lorafit.manifest import Manifest, Trained
+from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
 from lorafit.runs import Run
@@ -153,7 +155,7 @@ def evaluate(run: Run) -> evaluation.Comparison:
     """
     if not run.finished:
         raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
-    weights = sha256_of(run.adapter / bundle.WEIGHTS)
+    weights = sha256_of(run.adapter / checks.WEIGHTS)
     scores = run.scores
     if scores is not None and scores["adapter_sha256"] == weights and (run.path / "report.md").is_file():
         say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
@@ -162,7 +164,7 @@ def evaluate(run: Run) -> evaluation.Comparison:
             scores = {"test": _compare(run).as_record(), "adapter_sha256": weights}
             run.write("scores.json", json.dumps(scores, indent=2) + "\n")
             report.write(run)
-            made = bundle.check(run.adapter)
+            made = checks.check(run.adapter)
             if made is not None:
                 card.write(run.adapter, made, scores["test"])
     return evaluation.Comparison.from_record(scores["test"])
@@ -324,7 +326,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         seconds=round(run.seconds, 1),
         tokens=run.tokens,
         peak_memory_bytes=runtime.peak_memory_bytes(),
-        adapter_bytes=(run.adapter / bundle.WEIGHTS).stat().st_size,
+        adapter_bytes=(run.adapter / checks.WEIGHTS).stat().st_size,
     )
     say(
         f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best_accuracy:.4f} in epoch "
@@ -334,6 +336,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
 
 
 def _manifest(run: Run, recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manifest:
+    described = recipes.without_folders(recipe)
     best = next(line["validation"] for line in run.validations if line["epoch"] == outcome.best_epoch)
     return Manifest(
         base=bundle.identity(setup.files),
@@ -342,10 +345,11 @@ def _manifest(run: Run, recipe: Recipe, setup: _Setup, outcome: training.Outcome
         html=recipe.data.html,
         seed=recipe.seed,
         training=Trained(
-            recipe=recipes.without_folders(recipe),
-            texts={name: len(split) for name, split in setup.prepared.splits.items()},
+            data=manifest.shown(described["data"]["source"]),
+            recipe=described,
+            texts=Texts(**{name: len(split) for name, split in setup.prepared.splits.items()}),
             best_epoch=outcome.best_epoch,
-            validation=best,
+            validation=Validation(**best),
             precision=setup.where.precision,
             packages=runtime.describe_machine()["packages"],
         ),

@@ -11,14 +11,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lorafit import adapter, bundle, card, manifest, predict, runtime
+from lorafit import adapter, bundle, card, checks, manifest, predict, runtime
 from lorafit.errors import BundleError, LorafitError
 from lorafit.files import new_folder, write_text
 from lorafit.manifest import Manifest, Proof
@@ -37,13 +37,20 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2**-8}
 class Evidence(BaseModel):
     """What `proof.json` holds: texts kept out of the training, and what there was to be seen when it ended."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    texts: list[str]
-    tensors: dict[str, str]
+    texts: Annotated[list[str], Field(min_length=1, max_length=TEXTS)]
+    """As they were trained on: tags are taken out already."""
+    tensors: Annotated[dict[str, str], Field(min_length=1)]
     """A fingerprint of each trained tensor, by its name in the PEFT model."""
     logits: list[list[float]]
     """Of plain PEFT in fp32, (texts, labels)."""
+
+    @model_validator(mode="after")
+    def _rows_are_equal(self) -> "Evidence":
+        if len({len(row) for row in self.logits}) > 1:
+            raise ValueError("logits are no table")
+        return self
 
 
 @dataclass(frozen=True)
@@ -103,13 +110,14 @@ def verify(folder: Path, *, encoder: str | None = None) -> Proof:
     >>> verify(Path("runs/demo/adapter")).gap < 1e-5
     True
     """
-    made = bundle.check(folder)
+    made = checks.check(folder)
     if made is None or made.proof is None:
         raise BundleError(f"{folder} has no proof to repeat: lorafit did not make it, or did not finish it.")
     evidence = read(folder)
     loaded = bundle.load(folder, encoder=encoder)
     _refuse_other_tensors(folder, evidence.tensors, fingerprints(loaded.model, evidence.tensors))
-    logits = predict.plain_logits(loaded.model, loaded.encode(evidence.texts), loaded.tokenizer.pad_token_id)
+    tokens = encode(evidence.texts, loaded.tokenizer, made.max_tokens)
+    logits = predict.plain_logits(loaded.model, tokens, loaded.tokenizer.pad_token_id)
     gap = _refuse_other_logits(folder, np.array(evidence.logits), logits, "fp32")
     return Proof(texts=len(evidence.texts), gap=gap, gap_fp32=gap)
 
@@ -144,7 +152,8 @@ def answer(folder: Path, where: Runtime) -> Answers:
     """Return what a bundle gives: first as plain PEFT in fp32 on the CPU, then on the engine of the training."""
     loaded = bundle.load(folder)
     evidence = read(folder)
-    tokens, pad_id = loaded.encode(evidence.texts), loaded.tokenizer.pad_token_id
+    tokens = encode(evidence.texts, loaded.tokenizer, loaded.manifest.max_tokens)
+    pad_id = loaded.tokenizer.pad_token_id
     tensors = fingerprints(loaded.model, evidence.tensors)
     plain = predict.plain_logits(loaded.model, tokens, pad_id)
     adapter.speed_up(loaded.model, loaded.fresh, where)
