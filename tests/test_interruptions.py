@@ -1,5 +1,6 @@
 """Whatever interrupts a training, it goes on to the very same weights; two processes never write one run."""
 
+import os
 import random
 import shutil
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from lorafit import checkpoints, checks, encoders, interrupts, pipeline, predict, proof, recipe, runs, tokens
 from lorafit.errors import StorageError
@@ -195,6 +198,33 @@ def test_the_step_that_ctrl_c_came_in_is_kept_and_no_step_is_repeated(
 ) -> None:
     run = cut_short(tiny_recipe(**WITH_DROPOUT), tmp_path / "cut", lambda patch: interrupt_at(patch, step - 1))
     assert steps(run)[-1] == step
+    resumed = pipeline.resume(run.path)
+    assert same(resumed, whole)
+    assert steps(resumed) == steps(whole)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that signals, which this system lacks")
+def test_a_step_that_takes_long_is_broken_off_and_done_again(
+    whole: runs.Run, tiny_recipe: Build, tmp_path: Path
+) -> None:
+    """As on a large encoder in fp32, whose step takes ten seconds: Ctrl-C may take five."""
+    compute, since = transformers.Trainer.training_step, []
+
+    def compute_slowly(trainer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = compute(trainer, *args, **kwargs)  # dropout has drawn its numbers
+        if trainer.state.global_step == 21:
+            since.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return loss
+
+    run = cut_short(
+        tiny_recipe(**WITH_DROPOUT),
+        tmp_path / "cut",
+        lambda patch: patch.setattr(transformers.Trainer, "training_step", compute_slowly),
+    )
+    assert time.monotonic() - since[0] < 5
+    assert checkpoints.last(run.checkpoints) == run.checkpoints / "checkpoint-21"
     resumed = pipeline.resume(run.path)
     assert same(resumed, whole)
     assert steps(resumed) == steps(whole)

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_TO_WAIT = 3.0  # for the end of a step, before it is broken off
+_SECONDS_BETWEEN_TRIES = 0.2  # to break it off: an exception may be lost in a finalizer
+_HAS_TIMER = hasattr(signal, "setitimer")
 
 
 class Interruption:
@@ -15,10 +18,25 @@ class Interruption:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._may_break = False
 
     def note(self, number: int) -> None:
         """Keep a signal for later."""
         self._signal = number
+
+    @contextmanager
+    def breaking_off(self) -> Iterator[None]:
+        """Let what happens inside be broken off where it takes too long after a signal; on Windows it never is."""
+        self._may_break = True
+        try:
+            yield
+        finally:
+            self._may_break = False
+
+    def try_to_break_off(self) -> None:
+        """Let the signal out if that is allowed just now."""
+        if self._may_break:
+            self.let_out()
 
     @property
     def waits(self) -> bool:
@@ -57,13 +75,19 @@ def kept() -> Iterator[Interruption]:
     def note(number: int, _: Any) -> None:
         interruption.note(number)
         signal.signal(number, before[signal.Signals(number)])
+        if _HAS_TIMER:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_WAIT, _SECONDS_BETWEEN_TRIES)
 
     before = {number: signal.signal(number, note) for number in _SIGNALS}
+    if _HAS_TIMER:
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: interruption.try_to_break_off())
     try:
         yield interruption
     finally:
-        for number in _SIGNALS:
-            signal.signal(number, before[number])
+        if _HAS_TIMER:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     interruption.let_out()
 
 

@@ -100,7 +100,8 @@ def fit(
 ) -> Outcome:
     """Train the model's adapter and head in place; it ends with the weights of the best epoch.
 
-    Ctrl-C and SIGTERM take effect at the end of the step, or between two batches of a validation, behind a checkpoint.
+    Ctrl-C and SIGTERM take effect at the end of the step, after three seconds within it, or between two batches of a
+    validation; behind a checkpoint.
 
     Args:
         model: from `adapter.attach`.
@@ -252,8 +253,16 @@ class _Trainer(Trainer):
         return prepared
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the gradients; broken off after a signal if that takes long, for no weight has moved yet."""
         self._tokens_since_log += int(inputs["attention_mask"].sum())
-        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        generators = checkpoints.of_generators()
+        try:
+            with self._interruption.breaking_off():
+                loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        except (KeyboardInterrupt, SystemExit):
+            checkpoints.restore_generators(generators)
+            self._save_what_was_reached()
+            raise
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -271,8 +280,7 @@ class _Trainer(Trainer):
         try:
             scores = self._validate(self.model, self._interruption.let_out)
         except (KeyboardInterrupt, SystemExit):
-            if self.epochs > 0 and not self._checkpoint.exists():
-                self._save_checkpoint()
+            self._save_what_was_reached()
             raise
         epoch = self._validated = self.epochs
         seconds = self._seconds_since_log()
@@ -319,6 +327,10 @@ class _Trainer(Trainer):
         }
         trainer = replace(self.state, log_history=[])  # our history has it; here it would grow with every step
         checkpoints.save(self._checkpoint, states, trainer)
+
+    def _save_what_was_reached(self) -> None:
+        if self.state.global_step > 0 and not self._checkpoint.exists():
+            self._save_checkpoint()
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
         """Do nothing: `_restore` has put the weights back."""
