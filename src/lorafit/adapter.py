@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
 from lorafit import families, padfree
@@ -33,10 +35,15 @@ def attach(
     targets: str | Sequence[str] = ("query", "value"),
     fresh: Sequence[str] = ("classifier",),
     name: str = "this encoder",
+    *,
+    layers: str = families.ALL,
+    variant: str = "lora",
+    init: str = "default",
+    also_train: Sequence[str] = (),
 ) -> PeftModel:
-    """Return the model with a LoRA adapter on `targets`; only adapter and fresh head train.
+    """Return the model with a LoRA adapter on `targets`; only adapter, fresh head and `also_train` train.
 
-    The update of a layer is alpha / rank x B A, with B at zero, so the answers are still the base's
+    The update of a layer is alpha / rank x B A, which starts at zero, so the answers are still the base's
     (Hu et al. 2021, arXiv:2106.09685).
 
     Args:
@@ -47,21 +54,31 @@ def attach(
         targets: "attention", "all-linear", or names of linear layers; see `families.choose_layers`.
         fresh: modules that the checkpoint did not hold; they train whole and are saved with the adapter.
         name: what an error calls the encoder.
+        layers: "all", or "top:K" for the encoder's last K.
+        variant: "lora"; "rslora", which divides alpha by the root of `rank`; or "dora".
+        init: how A and B start: "default", "gaussian" or "orthogonal".
+        also_train: modules of the encoder that train whole too; see `families.choose_modules`.
 
     Raises:
-        EncoderError: the encoder has no such layer.
+        EncoderError: the encoder has no such layer or module, or not as many layers.
 
     >>> model = attach(encoder.model, rank=8, alpha=16)
     """
-    layers = families.choose_layers(model, targets, fresh, name)
+    whole = families.choose_modules(model, also_train, fresh, name)
+    chosen = families.choose_layers(model, targets, fresh, name, layers=layers, whole=whole)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=layers.names,
-        exclude_modules=layers.excluded or None,
-        modules_to_save=sorted(set(fresh) - PEFT_HEADS) or None,
+        target_modules=chosen.names,
+        exclude_modules=chosen.excluded or None,
+        layers_to_transform=chosen.numbers,
+        use_rslora=variant == "rslora",
+        use_dora=variant == "dora",
+        init_lora_weights=True if init == "default" else init,
+        # By whole paths, for PEFT would take "embeddings" for the end of "word_embeddings" as well.
+        modules_to_save=[*sorted(set(fresh) - PEFT_HEADS), *whole] or None,
     )
     attached = get_peft_model(model, config)
     assert isinstance(attached, PeftModel)
@@ -98,8 +115,8 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def speed_up(model: torch.nn.Module, fresh: Sequence[str], where: Runtime) -> None:
     """Cast the frozen weights once to the precision chosen, and let the encoder run over real tokens only.
 
-    Adapter and fresh modules stay in fp32; a fresh module gets its input in fp32. Call it again for adapters that were
-    attached later.
+    What trains stays in fp32: the adapter, fresh modules, and modules of the encoder that train whole, which get their
+    input in fp32 and answer in the encoder's own type. Call it again for adapters that were attached later.
 
     Args:
         model: a classifier, with its adapter or merged with it.
@@ -107,14 +124,34 @@ def speed_up(model: torch.nn.Module, fresh: Sequence[str], where: Runtime) -> No
         where: says the precision.
     """
     if where.base_dtype != torch.float32:
+        whole = {path: module for path, module in model.named_modules() if _trains_whole(path, module, fresh)}
         for name, weight in model.named_parameters():
-            if not ("lora_" in name or set(name.split(".")) & set(fresh)):
+            if "lora_" not in name and not any(name.startswith(f"{path}.") for path in whole):
                 weight.data = weight.data.to(where.base_dtype)
-        for name, module in model.named_modules():
-            if name.rpartition(".")[2] in fresh:
-                module.register_forward_pre_hook(_in_fp32)
+        for path, module in whole.items():
+            module.register_forward_pre_hook(_in_fp32, with_kwargs=True)
+            if path.rpartition(".")[2] not in fresh:
+                module.register_forward_hook(_Cast(where.base_dtype))
     padfree.enable(model, first_token_only=True)
 
 
-def _in_fp32(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(arg.float() for arg in args)
+def _trains_whole(path: str, module: torch.nn.Module, fresh: Sequence[str]) -> bool:
+    return isinstance(module, ModulesToSaveWrapper) or path.rpartition(".")[2] in fresh
+
+
+def _in_fp32(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return tuple(map(_float, args)), {key: _float(value) for key, value in kwargs.items()}
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+class _Cast:
+    """A forward hook: a module's answer in another type."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __call__(self, _module: torch.nn.Module, _args: Any, answer: torch.Tensor) -> torch.Tensor:
+        return answer.to(self.dtype)

@@ -267,6 +267,10 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         targets=recipe.adapter.targets,
         fresh=encoder.fresh,
         name=files.name,
+        layers=recipe.adapter.layers,
+        variant=recipe.adapter.variant,
+        init=recipe.adapter.init,
+        also_train=recipe.adapter.also_train,
     )
     adapter.speed_up(model, encoder.fresh, where)
     planned = training.plan(
