@@ -169,8 +169,8 @@ def choose_modules(
         called = [path for path in paths if _ends_in(path, [module])]
         if not called:
             raise EncoderError(_no_module(_last_parts(small), module, name))
-        if not set(called) <= set(small):
-            raise EncoderError(_too_large(next(path for path in called if path not in small), module, attention, name))
+        if large := [path for path in called if path not in small]:
+            raise EncoderError(_too_large(large[0], module, attention, name))
         found += called
     return [path for path in dict.fromkeys(found) if not any(_lies_in(path, o) and path != o for o in found)]
 

@@ -93,8 +93,8 @@ class Adapter(_Table):
     """"all", or "top:K": of the encoder's K last layers only, without what has no number, such as a pooler."""
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """"rslora" (arXiv:2312.03732) scales for large ranks; "dora" (arXiv:2402.09353) learns each row's length apart."""
-    init: Literal["default", "gaussian", "orthogonal"] = "default"
-    """How the two factors start; their product is zero, whichever it is. "orthogonal" needs an even rank."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """How the factors start. "pissa" and "olora" make them of the base's weights, and are saved with twice the rank."""
     also_train: list[Name] = []
     """Modules of the encoder that train whole, such as "pooler" or "LayerNorm"; no layer in them gets an adapter."""
 
