@@ -132,6 +132,9 @@ def as_plain_lora(trained: PeftModel, started: PeftModel, base: PreTrainedModel)
     config = copy(trained.peft_config["default"])
     config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2  # the scale of each factor stays
     config.r, config.init_lora_weights = 2 * config.r, True
+    config.modules_to_save = [
+        path for path in config.modules_to_save if path not in PEFT_HEADS
+    ] or None  # PEFT adds them
     plain = get_peft_model(base, config)
     tensors = get_peft_model_state_dict(trained, save_embedding_layers=False)
     start = get_peft_model_state_dict(started, save_embedding_layers=False)

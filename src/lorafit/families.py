@@ -156,21 +156,20 @@ def choose_modules(
     >>> choose_modules(model, ["pooler"])
     ['bert.pooler']
     """
-    if not wanted:
-        return []
     linear = _linear_layers(model, fresh)
     attention = [path for path in linear if _ends_in(path, _attention(model, linear))]
     paths = _modules_with_weights(model, fresh)
-    small = [path for path in paths if not any(_lies_in(layer, path) and layer != path for layer in attention)]
+    large = [path for path in paths if any(_lies_in(layer, path) and layer != path for layer in attention)]
     found = []
     for module in wanted:
         if module in fresh:
             raise EncoderError(f"{module!r} of {name} trains whole already. Take it out of adapter.also_train.")
         called = [path for path in paths if _ends_in(path, [module])]
         if not called:
-            raise EncoderError(_no_module(_last_parts(small), module, name))
-        if large := [path for path in called if path not in small]:
-            raise EncoderError(_too_large(large[0], module, attention, name))
+            known = [end for end in _last_parts(paths) if not _any_ends_in(large, end)]
+            raise EncoderError(_no_module(known, module, name))
+        if too_large := [path for path in called if path in large]:
+            raise EncoderError(_too_large(too_large[0], module, attention, name))
         found += called
     return [path for path in dict.fromkeys(found) if not any(_lies_in(path, o) and path != o for o in found)]
 
