@@ -11,7 +11,8 @@ from transformers import AutoModel, PreTrainedModel
 
 from lorafit.errors import EncoderError, nearest
 
-ATTENTION, ALL_LINEAR = "attention", "all-linear"
+ATTENTION, ALL_LINEAR, ALL = "attention", "all-linear", "all"
+_NUMBERED = re.compile(r".*?\.[^.]*\.(\d+)\.")  # PEFT's own pattern: the first number is the layer's
 _SAYS_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 
 
@@ -87,22 +88,32 @@ class Layers:
     Args:
         names: each of the layers ends in one of these.
         excluded: the paths of modules that do so too and are none of them, such as a layer of the head.
+        numbers: those of the encoder's layers in which they lie, from 0; None for all, and what has no number.
     """
 
     names: list[str]
     excluded: list[str]
+    numbers: list[int] | None = None
 
 
 def choose_layers(
-    model: PreTrainedModel, targets: str | Sequence[str], fresh: Collection[str] = (), name: str = "this encoder"
+    model: PreTrainedModel,
+    targets: str | Sequence[str],
+    fresh: Collection[str] = (),
+    name: str = "this encoder",
+    *,
+    layers: str = ALL,
+    whole: Sequence[str] = (),
 ) -> Layers:
-    """Return the linear layers of the encoder that `targets` means; never one of the head or of a fresh module.
+    """Return the linear layers of the encoder that `targets` means; never one of the head or of a module that is whole.
 
     Args:
         model: an encoder with a classification head.
         targets: "attention", "all-linear", or the names of layers: the last part of a path, or more of it.
-        fresh: modules that train whole.
+        fresh: modules that the checkpoint did not hold; they train whole.
         name: what an error calls the encoder.
+        layers: "all", or "top:K" for the encoder's last K.
+        whole: the paths of other modules that train whole, from `choose_modules`.
 
     Raises:
         EncoderError: no layer is called so, or there is none of the kind; says what to set.
@@ -117,8 +128,50 @@ def choose_layers(
             f"Set encoder.name to an encoder of a family that lorafit knows: {', '.join(FAMILIES)}."
         )
     names = _names(model, paths, targets, name)
-    others = [path for path, _ in model.named_modules() if path not in paths]
-    return Layers(names, [path for path in others if _ends_in(path, names)])
+    numbers = None if layers == ALL else _last_numbers(model, paths, layers, name)
+    free = [path for path in paths if not any(_lies_in(path, module) for module in whole)]
+    served = [path for path in free if numbers is None or _number(path) in numbers]
+    lost = [end for end in names if _any_ends_in(paths, end) and not _any_ends_in(served, end)]
+    if lost and (targets not in (ATTENTION, ALL_LINEAR) or len(lost) == len(names)):
+        raise EncoderError(_left_out(lost[0], layers if _any_ends_in(free, lost[0]) else None, name))
+    names = [end for end in names if end not in lost]
+    others = [path for path, _ in model.named_modules() if path not in free]
+    return Layers(names, [path for path in others if _ends_in(path, names)], numbers)
+
+
+def choose_modules(
+    model: PreTrainedModel, wanted: Sequence[str], fresh: Collection[str] = (), name: str = "this encoder"
+) -> list[str]:
+    """Return the paths of the encoder's modules that `wanted` means; of one inside another, the outer one only.
+
+    Args:
+        model: an encoder with a classification head.
+        wanted: the names of modules: the last part of a path, or more of it.
+        fresh: modules that the checkpoint did not hold; they train whole anyway.
+        name: what an error calls the encoder.
+
+    Raises:
+        EncoderError: no module is called so, it trains whole anyway, or it holds the attention.
+
+    >>> choose_modules(model, ["pooler"])
+    ['bert.pooler']
+    """
+    linear = _linear_layers(model, fresh)
+    attention = [path for path in linear if _ends_in(path, _attention(model, linear))]
+    paths = _modules_with_weights(model, fresh)
+    large = [path for path in paths if any(_lies_in(layer, path) and layer != path for layer in attention)]
+    found = []
+    for module in wanted:
+        if module in fresh:
+            raise EncoderError(f"{module!r} of {name} trains whole already. Take it out of adapter.also_train.")
+        called = [path for path in paths if _ends_in(path, [module])]
+        if not called:
+            known = [end for end in _last_parts(paths) if not _any_ends_in(large, end)]
+            raise EncoderError(_no_module(known, module, name))
+        if too_large := [path for path in called if path in large]:
+            raise EncoderError(_too_large(too_large[0], module, attention, name))
+        found += called
+    return [path for path in dict.fromkeys(found) if not any(_lies_in(path, o) and path != o for o in found)]
 
 
 def window(config: Any) -> int | None:
@@ -151,6 +204,70 @@ def _linear_layers(model: PreTrainedModel, fresh: Collection[str]) -> list[str]:
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module in inside and not set(path.split(".")) & set(fresh)
     ]
+
+
+def _modules_with_weights(model: PreTrainedModel, fresh: Collection[str]) -> list[str]:
+    """Return the paths of the encoder's modules that are more than arithmetic, in their order."""
+    inside = set(model.base_model.modules())
+    return [
+        path
+        for path, module in model.named_modules()
+        if module in inside and any(True for _ in module.parameters()) and not set(path.split(".")) & set(fresh)
+    ]
+
+
+def _last_numbers(model: PreTrainedModel, paths: list[str], layers: str, name: str) -> list[int]:
+    """Return the numbers of the encoder's last layers, as many as "top:K" says.
+
+    Raises:
+        EncoderError: it has fewer, or they share their weights.
+    """
+    there = sorted({number for path in paths if (number := _number(path)) is not None})
+    runs = int(getattr(model.config, "num_hidden_layers", len(there)))
+    if len(there) < runs:
+        raise EncoderError(
+            f"adapter.layers is {json.dumps(layers)}, but {name} ({_type(model)}) runs {runs} layers on the weights of "
+            f'{len(there)}, so that none of them can be adapted alone. Set adapter.layers = "all".'
+        )
+    count = int(layers.removeprefix("top:"))
+    if count > len(there):
+        raise EncoderError(
+            f"adapter.layers is {json.dumps(layers)}, but {name} has {len(there)} layers. "
+            f'Set adapter.layers = "all", or "top:{len(there)}" at most.'
+        )
+    return there[-count:]
+
+
+def _number(path: str) -> int | None:
+    found = _NUMBERED.match(path)
+    return int(found[1]) if found else None
+
+
+def _left_out(target: str, layers: str | None, name: str) -> str:
+    """Say why a target gets no adapter: `layers` keeps it out, or if that is None, it trains whole."""
+    if layers is not None:
+        return (
+            f"No layer of {name} that is called {target!r} is among those that adapter.layers = {json.dumps(layers)} "
+            'leaves. Take it out of adapter.targets, or set adapter.layers = "all".'
+        )
+    return (
+        f"Each layer of {name} that is called {target!r} trains whole, and then gets no adapter. "
+        "Take it out of adapter.targets or out of adapter.also_train."
+    )
+
+
+def _no_module(known: list[str], module: str, name: str) -> str:
+    return (
+        f"No module of {name} is called {module!r}.{nearest(module, known)} Those that can train whole are "
+        f"{', '.join(known)}. Set adapter.also_train to some of them."
+    )
+
+
+def _too_large(path: str, module: str, attention: list[str], name: str) -> str:
+    return (
+        f"{module!r} of {name} means {path}, which holds layers of the attention; padfree takes those one by one. "
+        f"Set adapter.also_train to smaller modules, such as {_last_parts(attention)[0]!r}."
+    )
 
 
 def _names(model: PreTrainedModel, paths: list[str], targets: str | Sequence[str], name: str) -> list[str]:
@@ -210,6 +327,14 @@ def _last_parts(paths: Sequence[str]) -> list[str]:
 
 def _ends_in(path: str, names: Sequence[str]) -> bool:
     return any(path == name or path.endswith(f".{name}") for name in names)  # as PEFT compares them
+
+
+def _any_ends_in(paths: Sequence[str], name: str) -> bool:
+    return any(_ends_in(path, [name]) for path in paths)
+
+
+def _lies_in(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")
 
 
 def _type(model: PreTrainedModel) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 
 from lorafit import (
     adapter,
@@ -260,16 +261,8 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
-    encoder = encoders.load(files, found.labels, dropout=recipe.encoder.dropout, seed=recipe.seed)
-    model = adapter.attach(
-        encoder.model,
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        dropout=recipe.adapter.dropout,
-        targets=recipe.adapter.targets,
-        fresh=encoder.fresh,
-        name=files.name,
-    )
+    encoder = _load(recipe, files, found)
+    model = _attach(recipe, files, encoder)
     adapter.speed_up(model, encoder.fresh, where)
     planned = training.plan(
         model, found.train.tokens, found.train.label_ids, recipe.training, tokenizer.pad_token_id, where
@@ -281,6 +274,36 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         f"about {_duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
     )
     return _Setup(model, tokenizer, files, found, where, planned)
+
+
+def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
+    return encoders.load(files, found.labels, dropout=recipe.encoder.dropout, seed=recipe.seed)
+
+
+def _attach(recipe: Recipe, files: encoders.Files, encoder: encoders.Encoder) -> PeftModel:
+    return adapter.attach(
+        encoder.model,
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        dropout=recipe.adapter.dropout,
+        targets=recipe.adapter.targets,
+        fresh=encoder.fresh,
+        name=files.name,
+        layers=recipe.adapter.layers,
+        variant=recipe.adapter.variant,
+        init=recipe.adapter.init,
+        also_train=recipe.adapter.also_train,
+    )
+
+
+def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
+    """Return the trained model with its base as it is stored, where the adapter's start has changed it."""
+    if recipe.adapter.init not in adapter.CHANGES_BASE:
+        return setup.model
+    started, base = (_load(recipe, setup.files, setup.prepared) for _ in range(2))
+    model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
+    adapter.speed_up(model, base.fresh, setup.where)
+    return model.to(setup.where.device)
 
 
 def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
@@ -311,7 +334,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     say("Proving the adapter: a fresh process reads it back ...")
     proved = proof.save(
         run.adapter,
-        setup.model,
+        _on_stored_base(recipe, setup),
         setup.tokenizer,
         _manifest(run, recipe, setup, outcome),
         found.validation.texts,

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import RecipeError, nearest
@@ -76,11 +84,32 @@ class Adapter(_Table):
     rank: PositiveInt = 8
     """The inner width r of the two factors."""
     alpha: Annotated[float, Field(gt=0)] = 16
-    """The update is scaled by alpha / rank."""
+    """The update is scaled by alpha / rank; with variant "rslora" by alpha / sqrt(rank)."""
     dropout: Rate = 0.0
     """Dropout on the adapter's input."""
     targets: Literal["attention", "all-linear"] | Annotated[list[Name], Field(min_length=1)] = ["query", "value"]
     """The layers that get an adapter: "attention", "all-linear" (never the head), or names of linear layers."""
+    layers: str = "all"
+    """"all", or "top:K": of the encoder's K last layers only, without what has no number, such as a pooler."""
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """"rslora" (arXiv:2312.03732) scales for large ranks; "dora" (arXiv:2402.09353) learns each row's length apart."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """How the factors start. "pissa" and "olora" make them of the base's weights, and are saved with twice the rank."""
+    also_train: list[Name] = []
+    """Modules of the encoder that train whole, such as "pooler" or "LayerNorm"; no layer in them gets an adapter."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_are_counted(cls, layers: str) -> str:
+        if layers != "all" and not re.fullmatch(r"top:[1-9]\d*", layers):
+            raise ValueError(f'adapter.layers is "all" or "top:K", such as "top:3"; it is "{layers}"')
+        return layers
+
+    @model_validator(mode="after")
+    def _orthogonal_halves_are_equal(self) -> "Adapter":
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f'adapter.init = "orthogonal" needs an even adapter.rank; it is {self.rank}')
+        return self
 
 
 class Training(_Table):
@@ -98,6 +127,8 @@ class Training(_Table):
     """Share of the steps in which the rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decay of the trained weights."""
+    lora_plus_ratio: Annotated[float, Field(ge=1)] = 1.0
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the rate of factor B over that of A; 1 = off, 16 is usual."""
     select_by: Literal["accuracy"] = "accuracy"
     """The validation score that chooses the best epoch; ties go to the lower loss."""
     early_stopping: Annotated[int, Field(ge=0)] = OFF
