@@ -158,6 +158,16 @@ def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
+@pytest.fixture(scope="module")
+def proved_in_this_process() -> Iterator[None]:
+    """Runs in this process prove their bundles here too: a fresh process takes 4 s, and test_proof.py is about it."""
+    from lorafit import proof
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "_ask_fresh_process", proof.answer)
+        yield
+
+
 @pytest.fixture
 def cli(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

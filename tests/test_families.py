@@ -20,6 +20,7 @@ from lorafit.errors import EncoderError, LorafitWarning, RecipeError
 from tests.conftest import texts_and_labels, write_csv
 from tests.small_encoders import CONFIGS, COUNT_FROM_PADDING, SHAPE, write_encoder
 
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 ROOT = Path(__file__).parents[1]
 UNKNOWN = "roberta-prelayernorm"  # as an encoder of a family that the table does not hold
 TRAINED = [*CONFIGS, UNKNOWN]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tests.conftest import Said, mount_small_disk, texts_and_labels
 from tests.test_cli import recipe_file
 from tests.test_training import FP32, attached
 
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 Cli = Callable[..., Said]
 Build = Callable[..., Any]
 WITH_DROPOUT = {"adapter": {"dropout": 0.1}, "training": {"threads": 1}}
@@ -33,14 +34,6 @@ def weights(run: Path) -> bytes:
 
 def steps(run: runs.Run) -> list[int]:
     return [line["step"] for line in run.history if "loss" in line]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def proved_in_this_process() -> Iterator[None]:
-    """Runs in this process prove their bundles here too: a fresh process takes 4 s, and has tests of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "_ask_fresh_process", proof.answer)
-        yield
 
 
 class Process:

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorafit import pipeline, runtime
 
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
+
 
 @pytest.mark.parametrize(("seconds_fp32", "precision"), [(3.0, "bf16"), (1.1, "fp32"), (0.5, "fp32")])
 def test_auto_takes_bf16_where_it_is_measured_faster_and_keeps_the_verdict(

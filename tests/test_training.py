@@ -15,6 +15,7 @@ from lorafit.errors import EncoderError, LorafitWarning, RecipeError, RunError
 from lorafit.recipe import Training
 from tests.conftest import texts_and_labels
 
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 FP32 = runtime.Runtime("cpu", "fp32", 2, "for the test")
 
 

@@ -22,6 +22,7 @@ from tests.small_encoders import AS_PUBLISHED, CONFIGS, gap, step
 from tests.test_families import adapted_layers, classifier_of, linear_layers
 from tests.test_training import attached, fit
 
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 BF16 = Runtime("cpu", "bf16", 2, "for the test")
 FP32 = Runtime("cpu", "fp32", 2, "for the test")
 TEXTS = texts_and_labels(6, seed=5)[0]

@@ -20,7 +20,7 @@ from lorafit import checks, encoders, manifest
 from lorafit.checks import CARD, CONFIG, UNSEALED, WEIGHTS, Shapes
 from lorafit.data import strip_tags
 from lorafit.encoders import Files
-from lorafit.errors import BundleError, EncoderError, LorafitWarning
+from lorafit.errors import BundleError, EncoderError, LorafitWarning, printable
 from lorafit.files import sha256_of, storing
 from lorafit.manifest import Base, Manifest
 from lorafit.tokens import Tokens, encode
@@ -87,7 +87,7 @@ def identity(files: Files) -> Base:
     elif name.startswith("hub:"):
         name = f"hub:{files.hub_id}@{files.revision}"
     return Base(
-        name=manifest.shown(name),
+        name=printable(name),
         id=files.hub_id,
         revision=files.revision,
         sha256=files.sha256,
@@ -218,7 +218,7 @@ def _base_of_plain(folder: Path) -> str:
         return name
     if not _HUB_ID.fullmatch(name) or not (revision is None or _REVISION.fullmatch(str(revision))):
         raise BundleError(
-            f"{folder / CONFIG} names the encoder {manifest.shown(name)!r}, a folder that is not here. "
+            f"{folder / CONFIG} names the encoder {name!r}, a folder that is not here. "
             "Say where it lies with --encoder FOLDER."
         )
     return f"hub:{name}@{revision}" if revision else f"hub:{name}"

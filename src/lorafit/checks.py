@@ -130,7 +130,7 @@ def read_config(folder: Path) -> LoraConfig:
     start = content.get("init_lora_weights")
     if isinstance(start, str) and start not in _LEAVE_THE_BASE:
         raise BundleError(
-            f"{file} says init_lora_weights = {manifest.shown(start)!r}, which changes the base. Let PEFT turn it "
+            f"{file} says init_lora_weights = {start!r}, which changes the base. Let PEFT turn it "
             "into an ordinary LoRA first: save_pretrained(..., path_initial_model_for_weight_conversion=...)."
         )
     lora = manifest.parse(_Lora, content, file)

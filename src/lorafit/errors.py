@@ -12,12 +12,19 @@ LorafitError            everything below; the command line prints it and leaves 
 LorafitWarning          training goes on, but somebody should look
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class LorafitError(Exception):
-    """Anything that lorafit refuses; its text is one clear sentence or two."""
+    """Anything that lorafit refuses; its text is one clear sentence or two.
+
+    Names in it may be somebody else's: it stays on one line, and moves no terminal's cursor.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(printable(sentence))
 
 
 class RecipeError(LorafitError):
@@ -50,6 +57,15 @@ class StorageError(LorafitError):
 
 class LorafitWarning(UserWarning):
     """Training goes on, but somebody should look."""
+
+
+def printable(text: str) -> str:
+    """Return a text without line breaks and other control characters.
+
+    >>> printable("two\\nlines")
+    'two?lines'
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -189,15 +188,6 @@ def read_json(file: Path, largest_bytes: int) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BundleError(f"{file} can't be read: it holds no JSON object.")
     return content
-
-
-def shown(text: str) -> str:
-    """Return a name without what moves a terminal's cursor or ends a line.
-
-    >>> shown("two\\twords")
-    'two?words'
-    """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)[:1000]
 
 
 def parse(model: type[Model], content: dict[str, Any], file: Path) -> Model:

@@ -19,7 +19,6 @@ from lorafit import (
     data,
     encoders,
     evaluation,
-    manifest,
     padfree,
     predict,
     prepared,
@@ -31,7 +30,7 @@ from lorafit import (
 )
 from lorafit import recipe as recipes
 from lorafit.console import complain, say
-from lorafit.errors import RunError
+from lorafit.errors import RunError, printable
 from lorafit.files import sha256_of
 from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
@@ -368,7 +367,7 @@ def _manifest(run: Run, recipe: Recipe, setup: _Setup, outcome: training.Outcome
         html=recipe.data.html,
         seed=recipe.seed,
         training=Trained(
-            data=manifest.shown(described["data"]["source"]),
+            data=printable(described["data"]["source"]),
             recipe=described,
             texts=Texts(**{name: len(split) for name, split in setup.prepared.splits.items()}),
             best_epoch=outcome.best_epoch,
