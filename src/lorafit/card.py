@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from lorafit.data import TAG
 from lorafit.files import write_text
 from lorafit.manifest import Base, Manifest
+from lorafit.recipe import Adapter
 
 FILE = "README.md"
 
@@ -65,8 +66,7 @@ def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
         texts=manifest.training.texts,
         max_tokens=manifest.max_tokens,
         html="; tags such as `<br />` are taken out first" if manifest.html == "strip" else "",
-        lora=recipe["adapter"],
-        targets=_joined(recipe["adapter"]["targets"]),
+        adapter=Adapter.model_validate(recipe["adapter"]),
         training=recipe["training"],
         seed=recipe["seed"],
         precision=manifest.training.precision,
@@ -116,10 +116,6 @@ def _base_link(base: Base) -> str:
 
 def _numbered(labels: list[str]) -> str:
     return ", ".join(f"{label_id} = `{label}`" for label_id, label in enumerate(labels))
-
-
-def _joined(targets: str | list[str]) -> str:
-    return targets if isinstance(targets, str) else ", ".join(targets)
 
 
 def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
@@ -213,7 +209,7 @@ Labels: {labels}.
 
 * Data: {data}; {texts.train:,} texts to train on, {texts.validation:,} to choose the epoch, {texts.test:,} to test.
 * A text is read up to {max_tokens} tokens, the rest is cut{html}.
-* LoRA: r={lora[rank]}, alpha={lora[alpha]:g}, dropout {lora[dropout]:g}, on {targets}.
+* {adapter}.
 * Training: {training[epochs]} epochs at most, batches of {training[batch_size]}, learning rate
   {training[learning_rate]:g}, {training[schedule]} schedule, seed {seed}, {precision}.
 * {packages}.

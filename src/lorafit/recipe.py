@@ -98,6 +98,14 @@ class Adapter(_Table):
     also_train: list[Name] = []
     """Modules of the encoder that train whole, such as "pooler" or "LayerNorm"; no layer in them gets an adapter."""
 
+    def __str__(self) -> str:
+        name = {"lora": "LoRA", "rslora": "rsLoRA", "dora": "DoRA"}[self.variant]
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(self.targets)
+        more = [f"of layers {self.layers}"] if self.layers != "all" else []
+        more += [f"started by {self.init}"] if self.init != "default" else []
+        more += [f"with {', '.join(self.also_train)} trained whole"] if self.also_train else []
+        return ", ".join([f"{name} (r={self.rank}, alpha={self.alpha:g}, on {targets})", *more])
+
     @field_validator("layers")
     @classmethod
     def _layers_are_counted(cls, layers: str) -> str:

@@ -105,14 +105,13 @@ def four_lines(test: dict[str, Any]) -> list[str]:
 
 
 def _markdown(run: Run, test: dict[str, Any]) -> str:
-    record, targets = run.record, run.recipe.adapter.targets
+    record = run.record
     scores = "\n".join(
         f"| {who} | " + " | ".join(f"{test[who][key]:.4f}" for key in ("accuracy", "f1", "precision", "recall")) + " |"
         for who in ("base", "adapted")
     )
     return _TEMPLATE.format(
         recipe=run.recipe,
-        targets=targets if isinstance(targets, str) else ", ".join(targets),
         record=record,
         packages=record["machine"]["packages"],
         n=test["n"],
@@ -127,7 +126,7 @@ def _markdown(run: Run, test: dict[str, Any]) -> str:
 _TEMPLATE = """\
 # {recipe.name}
 
-{recipe.encoder.name} with LoRA (r={recipe.adapter.rank}, alpha={recipe.adapter.alpha:g}, on {targets}), trained on
+{recipe.encoder.name} with {recipe.adapter}, trained on
 {record[texts][train]:,} texts of {recipe.data.source}. The best of {record[epochs]} epochs (number
 {record[best_epoch]}) was chosen on {record[texts][validation]:,} validation texts; the scores below are on {n:,} test
 texts, looked at once.
