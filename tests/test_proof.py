@@ -147,6 +147,7 @@ def test_the_texts_of_a_proof_are_short_but_for_one_that_has_to_be_cut() -> None
     texts = ["x" * length for length in range(1, 101)] + ["long " * 10_000]
     chosen = proof.choose_texts(texts)
     assert [len(text) for text in chosen] == [*range(1, 32), proof.LONGEST_CHARACTERS]
+    assert [len(text) for text in proof.choose_texts(["x" * 1000] * 3)] == [proof.CHARACTERS, proof.CHARACTERS, 1000]
     assert proof.choose_texts(["b", "a"]) == ["b", "a"]
 
 

@@ -232,7 +232,7 @@ print(Classifier.load(".").predict(["A text."]))
 
 ## What stands beside this card
 
-`proof.json` holds 32 short texts that were kept out of the training, with the answers of the trained model;
+`proof.json` holds up to 32 texts, most of them cut short, that were kept out of the training, with the answers of the trained model;
 `lorafit verify .` asks them again. Do not hand this directory to people who must not read those texts.
 """
 

@@ -27,7 +27,8 @@ from lorafit.tokens import encode
 
 FILE = "proof.json"
 TEXTS = 32
-LONGEST_CHARACTERS = 8000  # of a text that is kept: more than 512 tokens of it
+CHARACTERS = 400  # of a text that is kept: a bundle should stay small
+LONGEST_CHARACTERS = 5000  # of one of them: more than 512 tokens, so that it has to be cut
 LARGEST_BYTES = 10_000_000
 # Largest gap between logits that count as equal, as a share of the largest logit or of 1: in fp32 what sums in another
 # order give, in bf16 one rounding.
@@ -132,10 +133,9 @@ def read(folder: Path) -> Evidence:
 
 
 def choose_texts(held_out: Sequence[str]) -> list[str]:
-    """Return at most 32 texts: the shortest, which keep the bundle small, and the longest, which has to be cut."""
-    by_length = sorted(held_out, key=len)
-    chosen = by_length if len(by_length) <= TEXTS else [*by_length[: TEXTS - 1], by_length[-1]]
-    return [text[:LONGEST_CHARACTERS] for text in chosen]
+    """Return at most 32 texts: the beginnings of the shortest, and the longest, which has to be cut."""
+    *others, longest = sorted(held_out, key=len)
+    return [*(text[:CHARACTERS] for text in others[: TEXTS - 1]), longest[:LONGEST_CHARACTERS]]
 
 
 def fingerprints(model: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:
