@@ -390,7 +390,7 @@ def judge(case: Case, spoiled: Spoiled, target: Path, *, thorough: bool) -> tupl
     if isinstance(answered, Refusal):
         return "refused", answered.sentence
     assert not isinstance(page, Refusal), f"load takes what inspect refuses: {page}"
-    assert not controls(page.replace("\n", "")), f"inspect prints control characters: {page!r}"
+    assert not controls(page.replace("\n", "")), f"inspect prints {controls(page)}"
     made, logits = answered
     if spoiled.sealed_anew or not (spoiled.folder / manifest.FILE).exists():
         assert logits.shape == (len(TEXTS), len(made.labels)), f"logits of the shape {logits.shape} for {made.labels}"
