@@ -130,17 +130,6 @@ def _numbers(place: Any) -> Iterator[tuple[Any, Any]]:
             yield place, key
 
 
-def tell_a_lie(file: Path, chance: random.Random) -> None:
-    """Set a key to a value of the right kind that can't be true, or that somebody with bad intentions would choose."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    keys, lies = chance.choice(LIES[file.name])
-    place = content
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = chance.choice(lies)
-    file.write_text(json.dumps(content), encoding="utf-8")
-
-
 NAMES = [
     "nobody/nothing",
     "/etc",
@@ -153,6 +142,7 @@ NAMES = [
     "two\nlines",
 ]
 _TEMPLATE = [{"SpecialToken": {"id": "x", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+# Values of the right kind that can't be true, or that somebody with bad intentions would choose: by file and keys.
 LIES: dict[str, list[tuple[tuple[str, ...], list[Any]]]] = {
     manifest.FILE: [
         (("max_tokens",), [1, 2, 3, 65, 10**6, 2**31, 2**63, 10**30]),
@@ -274,16 +264,17 @@ def poison_a_tensor(file: Path, chance: random.Random) -> None:
 def add_a_file(folder: Path, chance: random.Random) -> None:
     names: list[str | bytes] = [
         "config.json", "adapter_model.bin", "vocab.txt", "merges.txt", "spiece.model", "special_tokens_map.json",
-        "added_tokens.json", "model.safetensors", "evil.py", ".hidden.json", "\x1b[2J.json", "two\nlines.json",
-        "\u202enosj.json", b"not \xff utf-8.json",
+        "added_tokens.json", "model.safetensors", "evil.py", ".hidden.json",
     ]  # fmt: skip
+    if sys.platform == "linux":  # others don't take such names
+        names += ["\x1b[2J.json", "two\nlines.json", "\u202enosj.json", b"not \xff utf-8.json"]
     content = chance.choice([b"", b"{}", b"[]", b"\x80\x04.", b'{"x": 1000000000}', chance.randbytes(100)])
     with open(os.path.join(os.fsencode(folder), os.fsencode(chance.choice(names))), "wb") as stream:  # noqa: PTH118, PTH123 - of bytes
         stream.write(content)
 
 
 _BYTES: list[Mutation] = [flip_bits, flip_bits, cut_short, overwrite_a_stretch, remove, replace_by_another_kind, swell]
-_JSON: list[Mutation] = [change_a_value, change_a_value, change_a_value, change_a_number, *[tell_a_lie] * 8, *_BYTES]
+_JSON: list[Mutation] = [*[change_a_value] * 5, change_a_number, change_a_number, *_BYTES]
 _TENSORS: list[Mutation] = [lie_about_the_header, change_the_header, change_the_header, *[poison_a_tensor] * 5, *_BYTES]
 PLACES: dict[str, list[Mutation]] = {
     manifest.FILE: _JSON,
@@ -292,6 +283,7 @@ PLACES: dict[str, list[Mutation]] = {
     proof.FILE: _JSON,
     "tokenizer.json": [*_JSON, change_a_number, change_a_number],
     "tokenizer_config.json": _JSON,
+    checks.CARD: _BYTES,
     ".": [add_a_file],
 }
 
@@ -305,14 +297,29 @@ class Spoiled:
     sealed_anew: bool
 
 
-def spoil(folder: Path, chance: random.Random) -> Spoiled:
-    """Spoil a bundle in one or two places, as an accident would or as somebody who makes its hashes fit again."""
+def spoil(folder: Path, seed: int) -> Spoiled:
+    """Spoil a bundle: by an accident or a crude forgery in one or two places, or by the next of the lies."""
+    chance = random.Random(seed)
+    if seed % 2:
+        return Spoiled(folder, _lie(folder, seed // 2, chance), _seal(folder))
     done = {}
     for place in chance.sample(sorted(PLACES), k=chance.choice([1, 1, 2])):
         mutation = chance.choice(PLACES[place])
         mutation(folder / place, chance)
         done[place] = mutation.__name__
     return Spoiled(folder, done, chance.random() < 0.7 and _seal(folder))
+
+
+def _lie(folder: Path, turn: int, chance: random.Random) -> dict[str, str]:
+    every = [(name, keys, values) for name, lies in LIES.items() for keys, values in lies]
+    name, keys, values = every[turn % len(every)]
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = chance.choice(values)
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return {name: f"{'.'.join(keys)} = {json.dumps(place[keys[-1]])[:80]}"}
 
 
 def _seal(folder: Path) -> bool:
@@ -384,7 +391,7 @@ def judge(case: Case, spoiled: Spoiled, target: Path, *, thorough: bool) -> tupl
     if isinstance(answered, Refusal):
         return "refused", answered.sentence
     assert not isinstance(page, Refusal), f"load takes what inspect refuses: {page}"
-    assert not controls(page.replace("\n", "")), f"inspect prints control characters: {page!r}"
+    assert not controls(page.replace("\n", "")), f"inspect prints {controls(page)}"
     made, logits = answered
     if spoiled.sealed_anew or not (spoiled.folder / manifest.FILE).exists():
         assert logits.shape == (len(TEXTS), len(made.labels)), f"logits of the shape {logits.shape} for {made.labels}"
@@ -440,11 +447,11 @@ def run(cases: list[Case], seed: int) -> None:
     _print(seed=seed, case=case.name)
     faulthandler.dump_traceback_later(SECONDS_A_MUTATION, exit=True)  # from a thread: no library can hold it up
     with tempfile.TemporaryDirectory() as scratch:
-        spoiled = spoil(Path(shutil.copytree(case.folder, Path(scratch) / "adapter")), random.Random(seed))
+        spoiled = spoil(Path(shutil.copytree(case.folder, Path(scratch) / "adapter")), seed)
         _print(seed=seed, done=spoiled.done, sealed_anew=spoiled.sealed_anew)
         target = Path(scratch) / "merged" / "model"
         target.parent.mkdir()
-        thorough = seed % 10 == 0 or proof.FILE in spoiled.done
+        thorough = seed // 2 % 10 == 0 or proof.FILE in spoiled.done
         try:
             with chdir(case.folder.parent):  # a plain PEFT directory finds its base there, by the name of its folder
                 outcome, sentence = judge(case, spoiled, target, thorough=thorough)

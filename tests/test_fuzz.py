@@ -109,8 +109,8 @@ def refuse_failures(known: dict[int, dict[str, Any]], cases: Path) -> Counter[st
 def test_300_damaged_bundles_are_refused_in_one_sentence(cases: Path, tmp_path: Path) -> None:
     seen = refuse_failures(fuzz(cases, tmp_path, 300), cases)
     assert seen.total() == 300
-    assert seen["refused"] > 150, seen
-    assert seen["sealed anew"] > 10, seen  # what is damaged goes deep enough to load
+    assert seen["refused"] > 120, seen
+    assert seen["sealed anew"] > 30, seen  # forgeries go deep enough to load
 
 
 @pytest.mark.soak
@@ -118,16 +118,25 @@ def test_300_damaged_bundles_are_refused_in_one_sentence(cases: Path, tmp_path: 
 def test_2000_damaged_bundles_are_refused_in_one_sentence(cases: Path, tmp_path: Path) -> None:
     seen = refuse_failures(fuzz(cases, tmp_path, 2000), cases)
     assert seen.total() == 2000
-    assert seen["refused"] > 1000, seen
+    assert seen["refused"] > 800, seen
 
 
 ACCIDENTS = """
 import os, re, sys
+from lorafit.errors import LorafitError
+
+def refuse(sentence):
+    error = LorafitError("")
+    error.args = (sentence,)  # past the care that its own text is given
+    raise error
+
 accidents = [
     os.abort,
     lambda: re.match("(a+)+$", "a" * 60 + "b"),  # for years, and no signal's handler would run
     lambda: bytearray(2**40),
     sys.exit,
+    lambda: refuse("two\\nlines"),
+    lambda: refuse("\\x1b[2J"),
 ]
 run = fuzz_bundles.run
 
@@ -145,9 +154,9 @@ fuzz_bundles.main()
 @pytest.mark.filterwarnings("ignore:After epoch")
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
 def test_a_mutation_that_crashes_or_hangs_is_named_and_the_rest_goes_on(cases: Path, tmp_path: Path) -> None:
-    known = fuzz(cases, tmp_path, 4, ACCIDENTS)
-    assert [known[seed]["outcome"] for seed in range(4)] == ["died", "died", "failed", "failed"]
-    for seed, said in enumerate(["code -6", "code 1", "MemoryError", "SystemExit"]):
+    known = fuzz(cases, tmp_path, 6, ACCIDENTS)
+    assert [known[seed]["outcome"] for seed in range(6)] == ["died", "died", "failed", "failed", "failed", "failed"]
+    for seed, said in enumerate(["code -6", "code 1", "MemoryError", "SystemExit", "more than a line", "control"]):
         assert said in known[seed]["sentence"]
     assert "Timeout" in (tmp_path / "1.err").read_text()  # with the traceback of where it hung
     with pytest.raises(AssertionError, match=r"(?s)0 died.*--seed 0"):

@@ -55,11 +55,23 @@ class Loaded:
     different_base: str | None = None
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Return the token ids of texts, prepared and cut as in training."""
-        if self.manifest.html == "strip":
-            texts = [strip_tags(text) for text in texts]
+        """Return the token ids of texts, prepared and cut as in training.
+
+        Raises:
+            EncoderError: the tokenizer fails.
+            BundleError: it gives ids that the encoder does not embed.
+        """
+        strips = self.manifest.html == "strip"
+        return self.encode_prepared([strip_tags(text) for text in texts] if strips else texts)
+
+    def encode_prepared(self, texts: Sequence[str]) -> Tokens:
+        """Return what `encode` does, of texts whose tags are taken out already."""
         with encoders.refusing_what_does_not_load("The tokenizer"):
-            return encode(texts, self.tokenizer, self.manifest.max_tokens)
+            tokens = encode(texts, self.tokenizer, self.manifest.max_tokens)
+        rows = self.manifest.base.shape.vocabulary
+        if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < rows:
+            raise BundleError(f"The tokenizer gives the id {tokens.ids.max():,}; its base embeds only {rows:,} tokens.")
+        return tokens
 
 
 def folder_of(path: Path | str) -> Path:

@@ -232,8 +232,9 @@ print(Classifier.load(".").predict(["A text."]))
 
 ## What stands beside this card
 
-`proof.json` holds up to 32 texts, most of them cut short, that were kept out of the training, with the answers of the trained model;
-`lorafit verify .` asks them again. Do not hand this directory to people who must not read those texts.
+`proof.json` holds up to 32 texts, most of them cut short, that were kept out of the training, with the answers
+of the trained model; `lorafit verify .` asks them again. Do not hand this directory to people who
+must not read those texts.
 """
 
 _HTML = "Tags such as `<br />` were taken out of the texts in training: take them out of yours.\n"

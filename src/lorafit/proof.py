@@ -117,7 +117,7 @@ def verify(folder: Path, *, encoder: str | None = None) -> Proof:
     evidence = read(folder)
     loaded = bundle.load(folder, encoder=encoder)
     _refuse_other_tensors(folder, evidence.tensors, fingerprints(loaded.model, evidence.tensors))
-    tokens = encode(evidence.texts, loaded.tokenizer, made.max_tokens)
+    tokens = loaded.encode_prepared(evidence.texts)
     logits = predict.plain_logits(loaded.model, tokens, loaded.tokenizer.pad_token_id)
     gap = _refuse_other_logits(folder, np.array(evidence.logits), logits, "fp32")
     return Proof(texts=len(evidence.texts), gap=gap, gap_fp32=gap)
@@ -152,7 +152,7 @@ def answer(folder: Path, where: Runtime) -> Answers:
     """Return what a bundle gives: first as plain PEFT in fp32 on the CPU, then on the engine of the training."""
     loaded = bundle.load(folder)
     evidence = read(folder)
-    tokens = encode(evidence.texts, loaded.tokenizer, loaded.manifest.max_tokens)
+    tokens = loaded.encode_prepared(evidence.texts)
     pad_id = loaded.tokenizer.pad_token_id
     tensors = fingerprints(loaded.model, evidence.tensors)
     plain = predict.plain_logits(loaded.model, tokens, pad_id)
