@@ -65,7 +65,7 @@ def printable(text: str) -> str:
     >>> printable("two\\nlines")
     'two?lines'
     """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "?", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "?", text)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
