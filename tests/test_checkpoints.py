@@ -97,3 +97,9 @@ def test_an_optimizer_goes_on_with_its_moments(tmp_path: Path) -> None:
     step(again, fresh)
     assert torch.equal(model.weight, again.weight)
     assert torch.equal(model.bias, again.bias)
+
+
+def test_a_checkpoint_that_somebody_put_aside_is_left_alone(tmp_path: Path) -> None:
+    for name in ("checkpoint-4", "checkpoint-8.bad", "checkpoint-12-old"):
+        (tmp_path / name).mkdir()
+    assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-4"

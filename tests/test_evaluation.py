@@ -1,13 +1,15 @@
 """Scores against worked examples; the run's record of them; figures that are pictures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import image
 
-from lorafit import evaluation, report, runs
+from lorafit import evaluation, pipeline, report, runs
+from lorafit.errors import RunError
 
 
 def test_scores_of_a_worked_example() -> None:
@@ -53,3 +55,10 @@ def test_the_line_starts_from_the_base_and_has_a_point_an_epoch(trained: Path) -
     assert set(base.get_ydata()) == {validations[0]["validation"]["accuracy"]}
     assert list(adapted.get_xdata()) == [0, 1, 2, 3, 4]
     assert (list(best.get_xdata()), list(best.get_ydata())) == ([3], [validations[3]["validation"]["accuracy"]])
+
+
+def test_a_finished_run_whose_adapter_is_gone_says_so(trained: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "copy"))
+    shutil.rmtree(copy / "adapter")
+    with pytest.raises(RunError, match="is finished, but its adapter is gone. Train it anew with --overwrite"):
+        pipeline.evaluate(runs.open_run(copy))

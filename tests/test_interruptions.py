@@ -197,27 +197,29 @@ def test_the_step_that_ctrl_c_came_in_is_kept_and_no_step_is_repeated(
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that signals, which this system lacks")
+@pytest.mark.parametrize("step", [15, 21])  # before the first one of the second epoch, and in its middle
 def test_a_step_that_takes_long_is_broken_off_and_done_again(
-    whole: runs.Run, tiny_recipe: Build, tmp_path: Path
+    step: int, whole: runs.Run, tiny_recipe: Build, tmp_path: Path
 ) -> None:
     """As on a large encoder in fp32, whose step takes ten seconds: Ctrl-C may take five."""
     compute, since = transformers.Trainer.training_step, []
 
     def compute_slowly(trainer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = compute(trainer, *args, **kwargs)  # dropout has drawn its numbers
-        if trainer.state.global_step == 21:
+        if trainer.state.global_step == step:
             since.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
         return loss
 
+    made = tiny_recipe(adapter={"dropout": 0.1}, training={"threads": 1, "checkpoint_every": 10})
     run = cut_short(
-        tiny_recipe(**WITH_DROPOUT),
+        made,
         tmp_path / "cut",
         lambda patch: patch.setattr(transformers.Trainer, "training_step", compute_slowly),
     )
     assert time.monotonic() - since[0] < 5
-    assert checkpoints.last(run.checkpoints) == run.checkpoints / "checkpoint-21"
+    assert checkpoints.last(run.checkpoints) == run.checkpoints / f"checkpoint-{step}"
     resumed = pipeline.resume(run.path)
     assert same(resumed, whole)
     assert steps(resumed) == steps(whole)
@@ -415,3 +417,15 @@ def test_a_run_that_another_process_writes_is_left_alone(cli: Cli, tiny_recipe: 
     process.end()
     with run.locked():  # the system let go of it
         pass
+
+
+def test_a_job_that_ignores_ctrl_c_goes_on_ignoring_it() -> None:
+    """As one that a script has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.kept() as interruption:
+            signal.raise_signal(signal.SIGINT)
+            assert not interruption.waits
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -123,3 +123,17 @@ def test_an_edited_recipe_is_refused_by_its_keys(tmp_path: Path) -> None:
         runs.refuse_changed(run)
     file.unlink()  # as when killed before it was written
     runs.refuse_changed(run)
+
+
+def test_another_programs_run_json_is_no_run_of_ours(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "checkpoints").mkdir(parents=True)
+    for content in ('{"state": "done"}', "[1, 2]", "{"):
+        (theirs / "run.json").write_text(content)
+        with (
+            pytest.raises(StorageError, match="holds files that are no run of lorafit"),
+            runs.create(theirs, Recipe(), {}, overwrite=True),
+        ):
+            pass
+        assert runs.list_runs(tmp_path) == []
+    assert (theirs / "checkpoints").is_dir()

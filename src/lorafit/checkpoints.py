@@ -9,6 +9,7 @@ checkpoints/checkpoint-STEP/
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -137,7 +138,8 @@ def _refuse_damaged(folder: Path) -> None:
 
 
 def _oldest_first(checkpoints: Path) -> list[Path]:
-    return sorted(checkpoints.glob("checkpoint-[0-9]*"), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    ours = [folder for folder in checkpoints.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return sorted(ours, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
 def _names(optimizer: Any, model: torch.nn.Module) -> list[str]:

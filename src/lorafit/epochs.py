@@ -19,15 +19,13 @@ class Best:
     """The best weights so far: by validation accuracy, then by lower loss. Checkpoints hold them."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    accuracy: float = -1.0
-    loss: float = 0.0
+    scores: dict[str, float] = field(default_factory=dict)
     epoch: int = 0  # from 1; 0 before the first has ended
 
-    def offer(self, model: torch.nn.Module, accuracy: float, loss: float, epoch: int) -> None:
+    def offer(self, model: torch.nn.Module, scores: dict[str, float], epoch: int) -> None:
         """Keep these weights if they are better than what is kept."""
-        if (accuracy, -loss) > (self.accuracy, -self.loss):
-            self.weights = adapter.trained_weights(model)
-            self.accuracy, self.loss, self.epoch = accuracy, loss, epoch
+        if not self.scores or _merit(scores) > _merit(self.scores):
+            self.weights, self.scores, self.epoch = adapter.trained_weights(model), scores, epoch
 
     def restore(self, model: torch.nn.Module) -> None:
         """Put the best weights back into the model."""
@@ -35,7 +33,11 @@ class Best:
 
     def state(self) -> State:
         """Return what a checkpoint keeps of it."""
-        return State(self.weights, {"accuracy": self.accuracy, "loss": self.loss, "epoch": self.epoch})
+        return State(self.weights, {"scores": self.scores, "epoch": self.epoch})
+
+
+def _merit(scores: dict[str, float]) -> tuple[float, float]:
+    return scores["accuracy"], -scores["loss"]
 
 
 class Guard:

@@ -78,7 +78,9 @@ def kept() -> Iterator[Interruption]:
         if _HAS_TIMER:
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_WAIT, _SECONDS_BETWEEN_TRIES)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    # A job that a script started in the background ignores Ctrl-C, and goes on doing so.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, note) for number in heard}
     if _HAS_TIMER:
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: interruption.try_to_break_off())
     try:

@@ -107,6 +107,7 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
 
     >>> run = train(recipe.load("recipes/demo.toml"))
     """
+    training.refuse_missing_trackers(recipe.training.report_to)
     path = Path(out) if out else runs.DEFAULT_ROOT / recipe.name
     found = prepare(recipe)
     if (path / "run.json").is_file() and not overwrite:
@@ -155,6 +156,8 @@ def evaluate(run: Run) -> evaluation.Comparison:
     """
     if not run.finished:
         raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
+    if not (run.adapter / checks.WEIGHTS).is_file():
+        raise RunError(f"{run.path} is finished, but its adapter is gone. Train it anew with --overwrite.")
     weights = sha256_of(run.adapter / checks.WEIGHTS)
     scores = run.scores
     if scores is not None and scores["adapter_sha256"] == weights and (run.path / "report.md").is_file():
@@ -302,7 +305,9 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
     started, base = (_load(recipe, setup.files, setup.prepared) for _ in range(2))
     model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
     adapter.speed_up(model, base.fresh, setup.where)
-    return model.to(setup.where.device)
+    model.to(setup.where.device)
+    proof.refuse_other_answers(setup.model, model, setup.prepared.validation.texts, setup.tokenizer, setup.where)
+    return model
 
 
 def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
@@ -335,14 +340,14 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         run.adapter,
         _on_stored_base(recipe, setup),
         setup.tokenizer,
-        _manifest(run, recipe, setup, outcome),
+        _manifest(recipe, setup, outcome),
         found.validation.texts,
         setup.where,
     )
     run.update(
         state=runs.FINISHED,
         best_epoch=outcome.best_epoch,
-        best_validation_accuracy=outcome.best_accuracy,
+        best_validation_accuracy=outcome.best["accuracy"],
         steps=outcome.steps,
         epochs=outcome.epochs,
         seconds=round(run.seconds, 1),
@@ -351,15 +356,14 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         adapter_bytes=(run.adapter / checks.WEIGHTS).stat().st_size,
     )
     say(
-        f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best_accuracy:.4f} in epoch "
+        f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best['accuracy']:.4f} in epoch "
         f"{outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within {proved.gap:.1g}."
     )
     return run
 
 
-def _manifest(run: Run, recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manifest:
+def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manifest:
     described = recipes.without_folders(recipe)
-    best = next(line["validation"] for line in run.validations if line["epoch"] == outcome.best_epoch)
     return Manifest(
         base=bundle.identity(setup.files),
         labels=setup.prepared.labels,
@@ -371,7 +375,7 @@ def _manifest(run: Run, recipe: Recipe, setup: _Setup, outcome: training.Outcome
             recipe=described,
             texts=Texts(**{name: len(split) for name, split in setup.prepared.splits.items()}),
             best_epoch=outcome.best_epoch,
-            validation=Validation(**best),
+            validation=Validation(**outcome.best),
             precision=setup.where.precision,
             packages=runtime.describe_machine()["packages"],
         ),

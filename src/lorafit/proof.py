@@ -19,7 +19,7 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lorafit import adapter, bundle, card, checks, manifest, predict, runtime
-from lorafit.errors import BundleError, LorafitError
+from lorafit.errors import BundleError, LorafitError, RunError
 from lorafit.files import new_folder, write_text
 from lorafit.manifest import Manifest, Proof
 from lorafit.runtime import Runtime
@@ -33,6 +33,7 @@ LARGEST_BYTES = 10_000_000
 # Largest gap between logits that count as equal, as a share of the largest logit or of 1: in fp32 what sums in another
 # order give, in bf16 one rounding.
 TOLERANCE = {"fp32": 1e-5, "bf16": 2**-8}
+TURNED_TOLERANCE = {"fp32": 1e-4, "bf16": 2**-4}  # the same where the base's weights were made, or rounded, anew
 
 
 class Evidence(BaseModel):
@@ -97,6 +98,26 @@ def save(
         card.write(unfinished, proved)
         bundle.seal(unfinished, proved)
     return proof
+
+
+def refuse_other_answers(
+    trained: torch.nn.Module, turned: torch.nn.Module, texts: Sequence[str], tokenizer: Any, where: Runtime
+) -> None:
+    """Refuse a model that was turned into another form, and answers otherwise than it did.
+
+    Raises:
+        RunError: names the gap.
+    """
+    tokens = encode(choose_texts(texts), tokenizer)
+    before, after = (
+        predict.logits(model, tokens, tokenizer.pad_token_id, where, "Comparing") for model in (trained, turned)
+    )
+    gap, limit = _gap(before, after), TURNED_TOLERANCE[where.precision] * max(1.0, float(np.abs(before).max()))
+    if not gap <= limit:
+        raise RunError(
+            f"The adapter, turned into an ordinary LoRA, answers otherwise: its logits differ by up to {gap:.2g}, "
+            f'where {where.precision} explains {limit:.2g}. Set adapter.init = "default".'
+        )
 
 
 def verify(folder: Path, *, encoder: str | None = None) -> Proof:

@@ -79,7 +79,10 @@ class Run:
         """The lines of `history.jsonl`; a line that a kill cut short is left out."""
         file = self.path / "history.jsonl"
         lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise RunError(f"{file} can't be read: {error}. Mend that line, or take it out.") from error
 
     @property
     def seconds(self) -> float:
@@ -169,7 +172,7 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
     """
     run = Run(path)
     with storing(path):
-        if path.is_dir() and not (path / "run.json").is_file() and any(map(_is_foreign, path.iterdir())):
+        if path.is_dir() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
             raise StorageError(f"{path} holds files that are no run of lorafit. Choose another place with --out.")
         path.mkdir(parents=True, exist_ok=True)
     with run.locked():
@@ -183,6 +186,14 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
         run.write("run.json", json.dumps(record, indent=2) + "\n")
         run.start_over()
         yield run
+
+
+def _is_run(path: Path) -> bool:
+    """Tell whether a folder holds a run of ours, and not another program's run.json."""
+    try:
+        return {"state", "recipe"} <= Run(path).record.keys()
+    except RunError:
+        return False
 
 
 def _is_foreign(file: Path) -> bool:
@@ -235,10 +246,8 @@ def find_unfinished(path: Path, recipe: Recipe) -> Run | None:
 
 def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
     """Return the runs in a folder, newest first."""
-    runs = [Run(file.parent) for file in root.glob("*/run.json")]
-    return sorted(
-        (run for run in runs if "recipe" in run.record), key=lambda run: str(run.record.get("created")), reverse=True
-    )
+    runs = [Run(file.parent) for file in root.glob("*/run.json") if _is_run(file.parent)]
+    return sorted(runs, key=lambda run: str(run.record.get("created")), reverse=True)
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
@@ -264,4 +273,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{file} can't be read: {error}.") from error
-    return dict(values)
+    if not isinstance(values, dict):
+        raise RunError(f"{file} can't be read: it holds no JSON object.")
+    return values

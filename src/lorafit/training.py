@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
@@ -50,7 +51,8 @@ class Plan:
 class Outcome:
     """What training did. The model holds the best epoch's weights."""
 
-    best_accuracy: float
+    best: dict[str, float]
+    """The best epoch's scores on the validation texts."""
     best_epoch: int
     steps: int
     epochs: int
@@ -141,9 +143,11 @@ def fit(
             callbacks=[_Progress(advance, interruption)],
         )
         trainer.remove_callback(PrinterCallback)
+        if not padfree.is_enabled(model):
+            _let_signals_in(model)
         best = trainer.train_from(resume)
     best.restore(model)
-    return Outcome(best.accuracy, best.epoch, trainer.state.global_step, trainer.epochs)
+    return Outcome(best.scores, best.epoch, trainer.state.global_step, trainer.epochs)
 
 
 def refuse_missing_trackers(report_to: list[str]) -> None:
@@ -251,7 +255,12 @@ class _Trainer(Trainer):
         return self._best
 
     def get_train_dataloader(self) -> DataLoader[int]:
-        loader = DataLoader(self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # else an epoch's start draws from torch's own: twice, when it is resumed
+        )
         prepared: DataLoader[int] = self.accelerator.prepare(loader)
         return prepared
 
@@ -288,7 +297,8 @@ class _Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, keep the weights when they are the best so far, and look whether something is wrong."""
         try:
-            scores = self._validate(self.model, self._interruption.let_out)
+            with self._interruption.breaking_off():
+                scores = self._validate(self.model, self._interruption.let_out)
         except (KeyboardInterrupt, SystemExit):
             self._save_what_was_reached()
             raise
@@ -296,13 +306,14 @@ class _Trainer(Trainer):
         seconds = self._seconds_since_log()
         self._log({"step": self.state.global_step, "epoch": epoch, "seconds": seconds, "validation": scores})
         if epoch > 0:
-            self._best.offer(self.model, scores["accuracy"], scores["loss"], epoch)
+            self._best.offer(self.model, scores, epoch)
             self._guard.look(self.model, scores["accuracy"], epoch)
             if self._patience_is_over():
                 self.control.should_training_stop = True
         metrics = {f"eval_{name}": value for name, value in scores.items()}
-        super().log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.is_in_train:  # trackers open where Trainer begins; told before, they choose a place of their own
+            super().log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _patience_is_over(self) -> bool:
@@ -353,6 +364,21 @@ class _Trainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.restore_generators(self._resumed["generators"])
+
+
+def _let_signals_in(model: torch.nn.Module) -> None:
+    """Let Python have its turn at each adapted layer of a backward pass, which else is one call that no signal enters.
+
+    padfree's own layers are written in Python there.
+    """
+
+    def give_a_turn(_layer: torch.nn.Module, _args: Any, answer: torch.Tensor) -> None:
+        if answer.requires_grad:
+            answer.register_hook(lambda _: None)  # type: ignore[no-untyped-call]
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.register_forward_hook(give_a_turn)
 
 
 def _speed_up_factor_b(optimizer: torch.optim.Optimizer, model: torch.nn.Module, ratio: float) -> None:
