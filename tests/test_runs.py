@@ -125,6 +125,18 @@ def test_an_edited_recipe_is_refused_by_its_keys(tmp_path: Path) -> None:
     runs.refuse_changed(run)
 
 
+def test_a_run_of_an_earlier_version_can_be_replaced(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "run.json").write_text('{"state": "finished"}')
+    (old / "recipe.toml").write_text('name = "old"')
+    assert runs.list_runs(tmp_path) == []
+    with pytest.raises(RunError, match="holds no recipe. Train the run anew with --overwrite"):
+        runs.open_run(old).recipe  # noqa: B018 - reading it is what fails
+    with runs.create(old, Recipe(), {}, overwrite=True) as run:
+        assert run.recipe == Recipe()
+
+
 def test_another_programs_run_json_is_no_run_of_ours(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     (theirs / "checkpoints").mkdir(parents=True)

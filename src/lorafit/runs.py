@@ -189,11 +189,12 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
 
 
 def _is_run(path: Path) -> bool:
-    """Tell whether a folder holds a run of ours, and not another program's run.json."""
+    """Tell whether a folder holds a run of ours, one of an earlier version too, and not another program's run.json."""
     try:
-        return {"state", "recipe"} <= Run(path).record.keys()
+        record = Run(path).record
     except RunError:
         return False
+    return "state" in record and ("recipe" in record or (path / "recipe.toml").is_file())
 
 
 def _is_foreign(file: Path) -> bool:
@@ -247,6 +248,7 @@ def find_unfinished(path: Path, recipe: Recipe) -> Run | None:
 def list_runs(root: Path = DEFAULT_ROOT) -> list[Run]:
     """Return the runs in a folder, newest first."""
     runs = [Run(file.parent) for file in root.glob("*/run.json") if _is_run(file.parent)]
+    runs = [run for run in runs if "recipe" in run.record]  # those of earlier versions can't be opened
     return sorted(runs, key=lambda run: str(run.record.get("created")), reverse=True)
 
 
