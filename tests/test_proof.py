@@ -13,8 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from lorafit import bundle, checks, manifest, pipeline, proof
-from lorafit.errors import BundleError
+from lorafit.errors import BundleError, RunError
 from tests.conftest import Said
+from tests.test_training import FP32, attached
 
 
 def test_the_proof_stands_in_the_manifest_and_can_be_repeated(trained: Path, cli: Callable[..., Said]) -> None:
@@ -154,3 +155,14 @@ def test_the_texts_of_a_proof_are_short_but_for_one_that_has_to_be_cut() -> None
 def test_a_nan_is_no_match() -> None:
     with pytest.raises(BundleError, match="its logits differ"):
         proof._refuse_other_logits(Path("x"), np.zeros((2, 2)), np.full((2, 2), np.nan), "bf16")
+
+
+def test_a_model_that_was_turned_and_answers_otherwise_is_refused(tiny: Path) -> None:
+    model, tokenizer = attached(tiny)
+    other, _ = attached(tiny)
+    texts = ["a good film " * 200, "a bad film"]  # the first is longer than the encoder's window of 64
+    proof.refuse_other_answers(model, other, texts, tokenizer, 64, FP32)
+    with torch.no_grad():
+        other.base_model.model.classifier.modules_to_save["default"].bias.add_(0.01)
+    with pytest.raises(RunError, match="answers otherwise: its logits differ by up to 0.01, where fp32 explains"):
+        proof.refuse_other_answers(model, other, texts, tokenizer, 64, FP32)

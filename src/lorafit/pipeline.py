@@ -306,7 +306,8 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
     model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
     adapter.speed_up(model, base.fresh, setup.where)
     model.to(setup.where.device)
-    proof.refuse_other_answers(setup.model, model, setup.prepared.validation.texts, setup.tokenizer, setup.where)
+    held_out, max_tokens = setup.prepared.validation.texts, recipe.data.max_tokens
+    proof.refuse_other_answers(setup.model, model, held_out, setup.tokenizer, max_tokens, setup.where)
     return model
 
 

@@ -101,14 +101,19 @@ def save(
 
 
 def refuse_other_answers(
-    trained: torch.nn.Module, turned: torch.nn.Module, texts: Sequence[str], tokenizer: Any, where: Runtime
+    trained: torch.nn.Module,
+    turned: torch.nn.Module,
+    held_out: Sequence[str],
+    tokenizer: Any,
+    max_tokens: int,
+    where: Runtime,
 ) -> None:
     """Refuse a model that was turned into another form, and answers otherwise than it did.
 
     Raises:
         RunError: names the gap.
     """
-    tokens = encode(choose_texts(texts), tokenizer)
+    tokens = encode(choose_texts(held_out), tokenizer, max_tokens)
     before, after = (
         predict.logits(model, tokens, tokenizer.pad_token_id, where, "Comparing") for model in (trained, turned)
     )
