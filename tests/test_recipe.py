@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
         ({"trainig": {}}, "trainig is no key of a recipe. Did you mean 'training'?"),
         ({"adapter": {"rank": 0}}, "adapter.rank = 0: it should be greater than 0."),
         ({"adapter": {"rank": "8"}}, 'adapter.rank = "8": it should be a valid integer.'),
-        ({"encoder": {"pooling": "mean"}}, "encoder.pooling = \"mean\": it can be 'first'."),
+        ({"encoder": {"pooling": "max"}}, "encoder.pooling = \"max\": it can be 'first' or 'mean'."),
         ({"training": {"learning_rate": "3e-4"}}, 'training.learning_rate = "3e-4": it should be a valid number.'),
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate = inf: it should be a finite number."),
         ({"data": {"train_size": 1.5}}, "data.train_size = 1.5: it should be a valid integer, or it should be less"),

@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from lorafit import families, padfree
+from lorafit import families, padfree, pooling
 from lorafit.errors import EncoderError
 from lorafit.runtime import Runtime
 
@@ -199,7 +199,7 @@ def speed_up(model: torch.nn.Module, fresh: Sequence[str], where: Runtime) -> No
             module.register_forward_pre_hook(_in_fp32, with_kwargs=True)
             if path.rpartition(".")[2] not in fresh:
                 module.register_forward_hook(_Cast(where.base_dtype))
-    padfree.enable(model, first_token_only=True)
+    padfree.enable(model, first_token_only=not pooling.reads_the_mean(model))
 
 
 def _trains_whole(path: str, module: torch.nn.Module, fresh: Sequence[str]) -> bool:

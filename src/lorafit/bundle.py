@@ -170,7 +170,7 @@ def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool
         _refuse_wrong_base(folder, found.base, files, allow_different_base)
     checks.refuse_wrong_shapes(folder, shapes, checks.expected_shapes(files, lora, len(found.labels)))
     own_head = found.training is None  # which only an adapter of somebody else's can have begun with
-    made = encoders.load(files, found.labels, dropout="keep", seed=found.seed, own_head=own_head)
+    made = encoders.load(files, found.labels, dropout="keep", seed=found.seed, pooling=found.pooling, own_head=own_head)
     checks.refuse_random_modules(folder, made.fresh, lora)
     try:
         model = PeftModel.from_pretrained(made.model, str(folder), config=lora, local_files_only=True)

@@ -21,7 +21,8 @@ from transformers.utils import logging as transformers_logging
 from lorafit import bundled, families, hub, runtime
 from lorafit.errors import EncoderError, StorageError
 from lorafit.files import sha256_of, write_text
-from lorafit.manifest import Shape
+from lorafit.manifest import Pooling, Shape
+from lorafit.pooling import read_the_mean
 from lorafit.runtime import cache_dir
 
 _FILES = [
@@ -198,7 +199,13 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def load(
-    files: Files, labels: list[str], *, dropout: float | str = 0.0, seed: int = 0, own_head: bool = False
+    files: Files,
+    labels: list[str],
+    *,
+    dropout: float | str = 0.0,
+    seed: int = 0,
+    pooling: Pooling = "first",
+    own_head: bool = False,
 ) -> Encoder:
     """Return the encoder with a fresh head for `labels`, in fp32, ready for an adapter.
 
@@ -207,6 +214,7 @@ def load(
         labels: label names in the order of their ids.
         dropout: the encoder's own, everywhere in its configuration; "keep" leaves that alone.
         seed: decides the fresh head, which `predict --base` makes again.
+        pooling: what the head reads: "first", or "mean", which lorafit alone can read back.
         own_head: take a checkpoint that brings a trained head, too.
 
     Raises:
@@ -232,13 +240,17 @@ def load(
                 output_loading_info=True,
             )
     # Found from what loading reports as new, not from a list of names: DistilBERT's pre_classifier, DeBERTa's pooler.
-    fresh = sorted({_fresh_module(key, model, files.name) for key in report["missing_keys"]})
-    if not own_head and not set(fresh) - {"pooler"}:
+    fresh = {_fresh_module(key, model, files.name) for key in report["missing_keys"]}
+    if not own_head and not fresh - {"pooler"}:
         raise EncoderError(
             f"{files.name} brings a trained classification head of its own; lorafit starts from an encoder without. "
             "Name the encoder that it was made from."
         )
-    return Encoder(model, fresh)
+    if pooling == "mean":
+        read_the_mean(model)
+        if hasattr(model.base_model, "pooler"):  # passed by
+            fresh.discard("pooler")
+    return Encoder(model, sorted(fresh))
 
 
 def _read_config(files: Files) -> Any:

@@ -22,6 +22,10 @@ Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Shown = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", max_length=1000)]
 
 
+Task = Literal["single_label", "multi_label"]
+LongText = Literal["head", "head+tail", "windows:mean", "windows:max"]
+Pooling = Literal["first", "mean"]
+Threshold = Annotated[float, Field(gt=0, lt=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -117,17 +121,22 @@ class Manifest(_Part):
     base: Base
     labels: Annotated[list[Shown], Field(min_length=2, max_length=100_000)]
     """Label names in the order of their ids."""
-    task: Literal["single_label"] = "single_label"
+    task: Task = "single_label"
+    """One label a text, or any number."""
+    text_pair: bool = False
+    """Whether a text is two: a pair."""
     max_tokens: Annotated[int, Field(gt=0)]
     """Longer texts are cut to this many tokens, special tokens included."""
-    long_text: Literal["head"] = "head"
-    """Which part of a long text is kept."""
+    long_text: LongText = "head"
+    """What is read of a longer text: see the recipe's `data.long_text`."""
+    pooling: Pooling = "first"
+    """What the head reads; PEFT knows "first" only."""
     html: Literal["keep", "strip"] = "keep"
     """"strip": tags are taken out of the texts first."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """What the logits were divided by in calibration. The head holds it already; 1: none was fitted."""
-    thresholds: None = None
-    """Probabilities from which a label is given; None: the most probable one is."""
+    thresholds: list[Threshold] | None = None
+    """A probability for each label from which it is given; None: the most probable one is, of many those over 0.5."""
     seed: int
     """Makes the base's untrained head again."""
     training: Trained | None = None
@@ -136,9 +145,11 @@ class Manifest(_Part):
     """The SHA-256 of each file beside this one, but for the model card, which may be edited."""
 
     @model_validator(mode="after")
-    def _labels_are_distinct(self) -> "Manifest":
+    def _labels_fit(self) -> "Manifest":
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("labels are not distinct")
+        if self.thresholds is not None and len(self.thresholds) != len(self.labels):
+            raise ValueError("there is not one threshold a label")
         return self
 
 

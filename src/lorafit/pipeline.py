@@ -217,7 +217,7 @@ def _clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts
     return data.clean(
         source,
         text=settings.text,
-        label=settings.label,
+        label=settings.label,  # type: ignore[arg-type]  # tasks branch
         labels=labels,
         on_empty=settings.on_empty,
         html=settings.html,
@@ -270,6 +270,10 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         model, found.train.tokens, found.train.label_ids, recipe.training, tokenizer.pad_token_id, where
     )
     say(f"Encoder: {files.name}; {adapter.count(model)} train.")
+    if recipe.encoder.pooling == "mean":
+        say(
+            "The head reads the mean of the tokens. Only lorafit reads such an adapter: plain PEFT has the first token."
+        )
     say(f"Labels: {', '.join(found.labels)}")
     say(
         f"Training: {planned.tokens:,} tokens in {planned.steps:,} steps, {recipe.training.epochs} epochs; "
@@ -279,7 +283,8 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
 
 
 def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
-    return encoders.load(files, found.labels, dropout=recipe.encoder.dropout, seed=recipe.seed)
+    settings = recipe.encoder
+    return encoders.load(files, found.labels, dropout=settings.dropout, seed=recipe.seed, pooling=settings.pooling)
 
 
 def _attach(recipe: Recipe, files: encoders.Files, encoder: encoders.Encoder) -> PeftModel:
@@ -369,6 +374,8 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manif
         base=bundle.identity(setup.files),
         labels=setup.prepared.labels,
         max_tokens=recipe.data.max_tokens,
+        long_text=recipe.data.long_text,
+        pooling=recipe.encoder.pooling,
         html=recipe.data.html,
         seed=recipe.seed,
         training=Trained(

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from lorafit.errors import RecipeError, nearest
+from lorafit.manifest import LongText, Pooling
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -43,8 +44,12 @@ class Data(_Table):
     """bundled:imdb, bundled:rotten-tomatoes, hub:NAME[@REVISION], or the path of a CSV, TSV, JSONL or Parquet file."""
     text: Name = "text"
     """The column with the texts."""
-    label: Name = "label"
-    """The column with the labels: strings or integers."""
+    text_pair: str = ""
+    """The column with each text's second one, where pairs are classified."""
+    label: Name | Annotated[list[Name], Field(min_length=2)] = "label"
+    """The column with the labels, strings or integers; or several columns of 0 and 1, one a label."""
+    label_separator: str = ""
+    """What stands between the labels of one text, such as "|"; "json": they are a JSON list; empty: a text has one."""
     labels: list[Name] = []
     """Label names in the order of their ids; empty: the source's own names, or those found, sorted."""
     train_size: Size = 0.7
@@ -56,9 +61,9 @@ class Data(_Table):
     test_source: str = ""
     """"split:NAME" of a Hub data set, or a source of its own; empty: the test is split from `source`."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
-    """Longer texts are cut to this many tokens, special tokens included."""
-    long_text: Literal["head"] = "head"
-    """Which part of a long text is kept."""
+    """Longer texts are cut to this many tokens, special tokens included, or read in windows of as many."""
+    long_text: LongText = "head"
+    """What is read of longer texts: their head, a quarter head and the rest tail, or all in windows, logits pooled."""
     on_empty: Literal["refuse", "drop"] = "refuse"
     """What happens to rows with an empty text."""
     html: Literal["keep", "strip"] = "keep"
@@ -70,8 +75,8 @@ class Encoder(_Table):
 
     name: Name = "bundled:minilm"
     """bundled:minilm, hub:NAME[@REVISION], or the path of a folder."""
-    pooling: Literal["first"] = "first"
-    """The encoder's own head, over its first token: plain PEFT reads it."""
+    pooling: Pooling = "first"
+    """What the head reads: the first token, as its own code has it; or the mean of all, which plain PEFT can't say."""
     dropout: Rate | Literal["keep"] = 0.0
     """The encoder's own dropout while the adapter trains; "keep" leaves its configuration alone."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -135,6 +140,10 @@ class Training(_Table):
     """Share of the steps in which the rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decay of the trained weights."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced": rare labels count as much as common ones."""
+    thresholds: Literal["none", "f1"] = "none"
+    """"f1": a label is given from a probability of its own, which gives the best macro F1 on validation."""
     lora_plus_ratio: Annotated[float, Field(ge=1)] = 1.0
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the rate of factor B over that of A; 1 = off, 16 is usual."""
     select_by: Literal["accuracy"] = "accuracy"

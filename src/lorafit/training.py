@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArgum
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
-from lorafit import adapter, checkpoints, interrupts, padfree
+from lorafit import adapter, checkpoints, interrupts, padfree, tasks
 from lorafit.batches import Batches
 from lorafit.checkpoints import State
 from lorafit.console import bar
@@ -74,8 +74,8 @@ def plan(
         for _ in range(3):
             start = time.perf_counter()
             with where.autocast():
-                loss = model(**{key: value.to(where.device) for key, value in batch.items()}).loss
-            loss.backward()
+                loss = _loss(model, {key: value.to(where.device) for key, value in batch.items()})
+            loss.backward()  # type: ignore[no-untyped-call]
             if where.device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
@@ -131,6 +131,7 @@ def fit(
             batches=batches,
             patience=settings.early_stopping,
             lora_plus_ratio=settings.lora_plus_ratio,
+            class_weights=_class_weights(settings, label_ids, model, where),
             validate=validate,
             log=log,
             guard=Guard(validation_label_ids, adapter.trained_weights(model)),
@@ -182,6 +183,13 @@ def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int
     return pad(tokens, rows, pad_id) | {"labels": torch.from_numpy(label_ids[rows])}
 
 
+def _loss(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    return tasks.loss(model(**inputs).logits, batch["labels"], class_weights)
+
+
 def _arguments(settings: Training, folder: Path, where: Runtime, seed: int) -> TrainingArguments:
     every_epoch = settings.checkpoint_every == "epoch"
     arguments = TrainingArguments(
@@ -222,6 +230,7 @@ class _Trainer(Trainer):
         batches: Batches,
         patience: int,
         lora_plus_ratio: float,
+        class_weights: torch.Tensor | None,
         validate: Validate,
         log: Log,
         guard: Guard,
@@ -232,6 +241,7 @@ class _Trainer(Trainer):
         self._batches = batches
         self._patience = patience  # epochs without gain; 0 = for ever
         self._lora_plus_ratio = lora_plus_ratio
+        self._class_weights = class_weights
         self._validate, self._log, self._guard, self._interruption = validate, log, guard, interruption
         self._best = Best()
         self._validated = -1  # the last epoch that was; 0 is the base's
@@ -270,6 +280,10 @@ class _Trainer(Trainer):
         if is_new and self._lora_plus_ratio != 1:
             _speed_up_factor_b(optimizer, self.model, self._lora_plus_ratio)
         return optimizer
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
+        """Return the loss of the task; what transformers' heads compute by themselves knows no weights."""
+        return _loss(model, inputs, self._class_weights)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute the gradients; broken off after a signal if that takes long, for no weight has moved yet."""
@@ -364,6 +378,12 @@ class _Trainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.restore_generators(self._resumed["generators"])
+
+
+def _class_weights(settings: Training, label_ids: np.ndarray, model: PeftModel, where: Runtime) -> torch.Tensor | None:
+    if settings.class_weights == "none":
+        return None
+    return torch.from_numpy(tasks.class_weights(label_ids, model.config.num_labels)).to(where.device)
 
 
 def _let_signals_in(model: torch.nn.Module) -> None:

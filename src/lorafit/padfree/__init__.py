@@ -12,7 +12,8 @@ It goes through transformers' own extension points (the attention and mask regis
 replaced, no weight changed, no dtype touched. On a CPU the encoder's layers get faster twins with the same parameters.
 """
 
+from lorafit.padfree.attention import LAYOUT
 from lorafit.padfree.kernels import status
 from lorafit.padfree.switch import FAMILIES, disable, enable, is_enabled
 
-__all__ = ["FAMILIES", "disable", "enable", "is_enabled", "status"]
+__all__ = ["FAMILIES", "LAYOUT", "disable", "enable", "is_enabled", "status"]
