@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lorafit import Classifier, padfree, pipeline
+from lorafit import Classifier, export, padfree, pipeline, proof
+from lorafit.errors import BundleError
 from lorafit.pooling import read_the_mean, reads_the_mean
 from lorafit.recipe import Recipe
 from tests.conftest import texts_and_labels
@@ -82,3 +83,7 @@ def test_an_adapter_trained_over_the_mean_is_read_back_over_the_mean(
     np.testing.assert_allclose(classifier.probabilities(texts), expected, atol=1e-5)
     manifest = json.loads((run.adapter / "lorafit.json").read_text())
     assert manifest["pooling"] == "mean"
+    assert "its answers would be wrong" in (run.adapter / "README.md").read_text()
+    assert proof.verify(run.adapter).gap < 1e-5
+    with pytest.raises(BundleError, match="reads the mean of the tokens, which an ordinary model of its family can't"):
+        export.merge(run.path, tmp_path / "merged")

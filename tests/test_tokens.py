@@ -1,5 +1,6 @@
 """Texts become ids once, uncut up to the window, and are padded only in a batch."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+import torch
+from scipy.special import softmax
 
-from lorafit import encoders, prepared, tokens
+from lorafit import Classifier, encoders, pipeline, prepared, tokens
 from lorafit.errors import EncoderError, StorageError
+from lorafit.recipe import Recipe
 from tests.conftest import texts_and_labels
 
 
@@ -121,3 +125,77 @@ def test_a_damaged_cache_is_made_again(
         (file.parent / "prepared.json").unlink()
     assert len(pipeline.prepare(tiny_recipe()).train) == 120
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [file.parent.name]
+
+
+LONG = " ".join(["the good film was a story with music and its people"] * 9)  # 99 words of one token each
+
+
+def test_head_and_tail_keep_a_quarter_of_the_window_from_the_head_and_the_rest_from_the_tail(tiny: Path) -> None:
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    whole = tokenizer(LONG)["input_ids"]
+    encoded = tokens.encode(["good film", LONG], tokenizer, 18, "head+tail")
+    assert encoded[0].tolist() == tokenizer("good film")["input_ids"]
+    assert encoded[1].tolist() == whole[: 1 + 4] + whole[-(12 + 1) :]
+    assert (encoded.cut, encoded.lengths.tolist()) == (1, [4, 18])
+
+
+def test_windows_hold_every_token_and_overlap_by_a_quarter(tiny: Path) -> None:
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    encoded = tokens.encode([LONG, "good film"], tokenizer, 18, "windows:mean")
+    (first, second, *_), short = encoded.windows_of([0, 1])
+    inner = [encoded.ids[encoded.offsets[row] + 1 : encoded.offsets[row + 1] - 1].tolist() for row in (first, second)]
+    assert inner[0][-4:] == inner[1][:4]
+    assert len(encoded.windows_of([0])[0]) == 8
+    assert len(short) == 1
+    assert (len(encoded), encoded.cut) == (2, 0)
+    assert encoded.lengths.tolist() == [99 + 7 * 4 + 8 * 2, 4]
+
+
+def test_a_batch_of_windows_pools_their_logits_text_by_text(tiny: Path) -> None:
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    model = encoders.load(encoders.locate(str(tiny)), ["neg", "pos"]).model.eval()
+    words = LONG.split()
+    texts = ["good film", LONG, "bad film"]
+    # A text's windows by hand: 16 words each, from every 12th word on.
+    parts = [[text] for text in texts]
+    parts[1] = [" ".join(words[start : start + 16]) for start in range(0, 99 - 4, 12)]
+    for policy, pooled in (("windows:mean", torch.Tensor.mean), ("windows:max", torch.Tensor.amax)):
+        encoded = tokens.encode(texts, tokenizer, 18, policy)
+        got = tokens.ask(model, tokens.pad(encoded, [2, 1, 0], 0), policy)
+        for row, text in zip(got, [2, 1, 0], strict=True):
+            alone = tokenizer(parts[text], padding=True, return_tensors="pt")
+            torch.testing.assert_close(row, pooled(model(**alone).logits, dim=0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["head+tail", "windows:mean", "windows:max"])
+def test_prepared_windows_come_back_as_they_were_written(
+    policy: str, tiny_recipe: Callable[..., Recipe], tiny: Path
+) -> None:
+    made = tiny_recipe(data={"max_tokens": 12, "long_text": policy})
+    again = [pipeline.prepare(made).validation for _ in range(2)]
+    alone = tokens.encode(again[0].texts, encoders.load_tokenizer(tiny, "tiny"), 12, policy)
+    for split in again:
+        assert split.tokens.long_text == policy
+        assert split.tokens.windows_of(range(len(alone))) == alone.windows_of(range(len(alone)))
+        np.testing.assert_array_equal(split.tokens.ids, alone.ids)
+        np.testing.assert_array_equal(split.tokens.offsets, alone.offsets)
+
+
+@pytest.mark.usefixtures("proved_in_this_process")
+@pytest.mark.parametrize("policy", ["head+tail", "windows:mean", "windows:max"])
+def test_one_policy_holds_for_training_evaluation_predict_and_the_bundle(
+    policy: str, tiny_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = pipeline.train(tiny_recipe(data={"max_tokens": 12, "long_text": policy}), tmp_path / "run")
+    assert pipeline.evaluate(run).adapted.accuracy > 0.8
+    classifier = Classifier.load(run.path, precision="fp32")
+    test = pipeline.prepare(run.recipe).test
+    from_ids = softmax(classifier.logits(test.tokens), axis=1)
+    np.testing.assert_allclose(classifier.probabilities(test.texts), from_ids, atol=1e-6)
+    inside = "the " * 30 + "awful " * 12 + "the " * 30  # which a head of 12 tokens never meets
+    heads = Classifier.load(run.path, precision="fp32")
+    heads._loaded.manifest.long_text = "head"
+    changed = abs(classifier.probabilities([inside]) - heads.probabilities([inside])).max()
+    assert (changed > 0.01) == policy.startswith("windows")
+    assert json.loads((run.adapter / "lorafit.json").read_text())["long_text"] == policy
+    assert "longer texts" in (run.adapter / "README.md").read_text()

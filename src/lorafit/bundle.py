@@ -67,7 +67,7 @@ class Loaded:
     def encode_prepared(self, texts: Sequence[str]) -> Tokens:
         """Return what `encode` does, of texts whose tags are taken out already."""
         with encoders.refusing_what_does_not_load("The tokenizer"):
-            tokens = encode(texts, self.tokenizer, self.manifest.max_tokens)
+            tokens = encode(texts, self.tokenizer, self.manifest.max_tokens, self.manifest.long_text)
         rows = self.manifest.base.shape.vocabulary
         if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < rows:
             raise BundleError(f"The tokenizer gives the id {tokens.ids.max():,}; its base embeds only {rows:,} tokens.")

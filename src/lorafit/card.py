@@ -64,7 +64,7 @@ def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
         labels=_numbered(manifest.labels),
         data=manifest.training.data,
         texts=manifest.training.texts,
-        max_tokens=manifest.max_tokens,
+        reading=manifest.reading,
         html="; tags such as `<br />` are taken out first" if manifest.html == "strip" else "",
         adapter=Adapter.model_validate(recipe["adapter"]),
         training=recipe["training"],
@@ -72,7 +72,7 @@ def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
         precision=manifest.training.precision,
         packages=", ".join(f"{name} {version}" for name, version in manifest.training.packages.items()),
         scores=_scores(manifest, test),
-        use="\n\n".join(_snippets(manifest)),
+        use=_use(manifest),
     )
 
 
@@ -130,6 +130,15 @@ def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
         "*base* is the same encoder with an untrained head. " if test else "The test texts wait for `evaluate`. "
     )
     return "\n".join(rows) + f"\n\n{explained}The epoch was chosen on the validation texts."
+
+
+def _use(manifest: Manifest) -> str:
+    """Return how to use it: in plain PEFT, where that can read as the adapter was trained, and with lorafit."""
+    if manifest.pooling == "mean":
+        return f"{_MEAN}\n\n{_WITH_LORAFIT}"
+    cut = _CUT.format(max_tokens=manifest.max_tokens) if manifest.long_text != "head" else ""
+    plain = "\n\n".join(["With plain PEFT, for which the names of the labels have to be given:", *_snippets(manifest)])
+    return f"{plain}\n\n{cut}{_WITH_LORAFIT}"
 
 
 def _snippets(manifest: Manifest) -> list[str]:
@@ -190,6 +199,22 @@ model = PeftModel.from_pretrained(base, folder).eval()
 {ask}
 ```"""
 
+_WITH_LORAFIT = """\
+With lorafit, which knows the names, finds the base, and refuses a wrong one:
+
+```python
+from lorafit import Classifier
+
+print(Classifier.load(".").predict(["A text."]))
+```"""
+_MEAN = """\
+The head reads the mean of the tokens. PEFT's files can't say so: in plain PEFT this adapter would read each text's
+first token, and its answers would be wrong."""
+_CUT = """\
+That reads a longer text's first {max_tokens} tokens only, where training read more of it.
+
+"""
+
 _TEMPLATE = """\
 ---
 {header}
@@ -208,7 +233,7 @@ Labels: {labels}.
 ## Data and recipe
 
 * Data: {data}; {texts.train:,} texts to train on, {texts.validation:,} to choose the epoch, {texts.test:,} to test.
-* A text is read up to {max_tokens} tokens, the rest is cut{html}.
+* A text is read {reading}{html}.
 * {adapter}.
 * Training: {training[epochs]} epochs at most, batches of {training[batch_size]}, learning rate
   {training[learning_rate]:g}, {training[schedule]} schedule, seed {seed}, {precision}.
@@ -218,17 +243,7 @@ The whole recipe stands in `lorafit.json`.
 
 ## Use it
 
-With plain PEFT, for which the names of the labels have to be given:
-
 {use}
-
-With lorafit, which knows the names, finds the base, and refuses a wrong one:
-
-```python
-from lorafit import Classifier
-
-print(Classifier.load(".").predict(["A text."]))
-```
 
 ## What stands beside this card
 

@@ -412,7 +412,7 @@ def _print_contents(contents: "Contents") -> None:
         rows |= {
             "base": str(made.base),
             "labels": ", ".join(made.labels),
-            "texts": f"up to {made.max_tokens} tokens, longer ones are cut; html: {made.html}",
+            "texts": f"{made.reading}; html: {made.html}",
         }
         if made.training is not None:
             score, counts = made.training.validation, made.training.texts

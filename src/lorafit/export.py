@@ -54,7 +54,7 @@ def merge(
         overwrite: replace a merged model that stands at `target`; anything else stays.
 
     Raises:
-        BundleError: no bundle that can be used, or the merged model answers otherwise.
+        BundleError: no bundle that can be used, one over the mean of the tokens, or the merged model answers otherwise.
         StorageError: `target` is there already, or can't be written.
 
     >>> merge("runs/demo", "merged").gap < 1e-4
@@ -63,6 +63,11 @@ def merge(
     source, target = bundle.folder_of(source), Path(target).resolve()
     _refuse_to_replace(target, overwrite)
     loaded = bundle.load(source, encoder=encoder, allow_different_base=allow_different_base)
+    if loaded.manifest.pooling == "mean":
+        raise BundleError(
+            f"{source} reads the mean of the tokens, which an ordinary model of its family can't; its adapter can't be "
+            "merged into one. lorafit predicts with it as it is."
+        )
     texts = proof.read(source).texts if loaded.manifest.proof else list(_TEXTS)
     tokens, pad_id = loaded.encode(texts), loaded.tokenizer.pad_token_id
     before = predict.plain_logits(loaded.model, tokens, pad_id)

@@ -25,6 +25,12 @@ Shown = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]+$", ma
 Task = Literal["single_label", "multi_label"]
 LongText = Literal["head", "head+tail", "windows:mean", "windows:max"]
 Pooling = Literal["first", "mean"]
+_READ_OF: dict[LongText, str] = {
+    "head": "the rest is cut",
+    "head+tail": "head and tail are read",
+    "windows:mean": "all is read in overlapping windows, with the mean of their logits",
+    "windows:max": "all is read in overlapping windows, with the largest of their logits",
+}
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -143,6 +149,11 @@ class Manifest(_Part):
     proof: Proof | None = None
     files: dict[PlainFileName, Sha256] = {}
     """The SHA-256 of each file beside this one, but for the model card, which may be edited."""
+
+    @property
+    def reading(self) -> str:
+        """How much of a text is read, in words."""
+        return f"up to {self.max_tokens} tokens; of longer texts {_READ_OF[self.long_text]}"
 
     @model_validator(mode="after")
     def _labels_fit(self) -> "Manifest":

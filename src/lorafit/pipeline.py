@@ -84,7 +84,7 @@ def prepare(recipe: Recipe) -> Prepared:
         test = _clean(test_source, recipe.data, pool.labels) if test_source else None
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
         parts = data.split(pool, *sizes, seed=recipe.seed, test=test)
-        found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens)
+        found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens, recipe.data.long_text)
     say(f"Data: {found}{'; prepared already, nothing has changed' if known else ''}.")
     return found
 
@@ -311,8 +311,8 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
     model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
     adapter.speed_up(model, base.fresh, setup.where)
     model.to(setup.where.device)
-    held_out, max_tokens = setup.prepared.validation.texts, recipe.data.max_tokens
-    proof.refuse_other_answers(setup.model, model, held_out, setup.tokenizer, max_tokens, setup.where)
+    held_out = setup.prepared.validation.texts
+    proof.refuse_other_answers(setup.model, model, held_out, setup.tokenizer, recipe.data, setup.where)
     return model
 
 

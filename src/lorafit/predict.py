@@ -16,7 +16,7 @@ from lorafit.console import bar
 from lorafit.data import name_rows
 from lorafit.errors import DataError
 from lorafit.runtime import Runtime
-from lorafit.tokens import Tokens, pad
+from lorafit.tokens import Tokens, ask, pad
 
 TOKENS_PER_BATCH = 4096  # a batch of 8 texts at 512 tokens, of 128 at 32
 TEXTS_AT_ONCE = 4096  # of a stream: enough to sort by length, few enough to hold
@@ -51,7 +51,7 @@ def logits(
         with bar(doing, total=len(order)) as advance, torch.inference_mode(), where.autocast():
             for rows in _batches(order, tokens.lengths):
                 batch = {key: value.to(where.device) for key, value in pad(tokens, rows, pad_id).items()}
-                rows_out.append(model(**batch).logits.float().cpu().numpy())
+                rows_out.append(ask(model, batch, tokens.long_text).float().cpu().numpy())
                 advance(len(rows))
                 on_batch()
     finally:

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from lorafit.data import SPLITS, Texts
 from lorafit.errors import StorageError
 from lorafit.files import storing
+from lorafit.manifest import LongText
 from lorafit.runtime import cache_dir
 from lorafit.tokens import Tokens, encode
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,13 @@ def find(key: str) -> Prepared | None:
     folder = _folder(key)
     try:
         facts = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-        splits = {name: _read(folder / f"{name}.parquet", facts["cut"][name]) for name in SPLITS}
+        splits = {name: _read(folder / f"{name}.parquet", facts["cut"][name], facts["long_text"]) for name in SPLITS}
     except (OSError, ValueError, KeyError):  # not there, or damaged: it can be made again
         return None
     return Prepared(key, facts["labels"], **splits)
 
 
-def make(key: str, parts: dict[str, Texts], tokenizer: Any, max_tokens: int) -> Prepared:
+def make(key: str, parts: dict[str, Texts], tokenizer: Any, max_tokens: int, long_text: LongText = "head") -> Prepared:
     """Tokenize the splits and write them, whole or not at all; returns what `find` will return from now on.
 
     Raises:
@@ -88,10 +89,10 @@ def make(key: str, parts: dict[str, Texts], tokenizer: Any, max_tokens: int) -> 
             unfinished.mkdir(parents=True, exist_ok=True)
             cut = {}
             for name, part in parts.items():
-                tokens = encode(part.texts, tokenizer, max_tokens)
+                tokens = encode(part.texts, tokenizer, max_tokens, long_text)
                 cut[name] = tokens.cut
                 _write(unfinished / f"{name}.parquet", part, tokens)
-            facts = {"labels": parts["train"].labels, "cut": cut}
+            facts = {"labels": parts["train"].labels, "cut": cut, "long_text": long_text}
             (unfinished / "prepared.json").write_text(json.dumps(facts), encoding="utf-8")
             found = find(key)  # another process may have been faster; its files are the same
             if found is None:
@@ -114,13 +115,21 @@ def _write(file: Path, part: Texts, tokens: Tokens) -> None:
         "text": pa.array(part.texts, type=pa.large_string()),
         "label": pa.array([part.labels[label_id] for label_id in part.label_ids], type=pa.string()),
         "label_id": pa.array(part.label_ids, type=pa.int64()),
-        "input_ids": pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.ids)),
+        "input_ids": _nested(tokens),
     }
     pq.write_table(pa.table(columns), file)
 
 
-def _read(file: Path, cut: int) -> Split:
+def _nested(tokens: Tokens) -> pa.LargeListArray:
+    """Return a list of token ids for each text, or a list of such lists where texts have windows."""
+    windows = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.ids))
+    return windows if tokens.windows is None else pa.LargeListArray.from_arrays(pa.array(tokens.windows), windows)
+
+
+def _read(file: Path, cut: int, long_text: LongText) -> Split:
     table = pq.read_table(file).combine_chunks()
-    input_ids = table["input_ids"].chunk(0)
-    tokens = Tokens(input_ids.values.to_numpy(), input_ids.offsets.to_numpy(), cut)
+    column, windows = table["input_ids"].chunk(0), None
+    if long_text.startswith("windows"):
+        windows, column = column.offsets.to_numpy(), column.values
+    tokens = Tokens(column.values.to_numpy(), column.offsets.to_numpy(), cut, long_text, windows)
     return Split(file, table["text"].to_pylist(), table["label_id"].to_numpy(), tokens)

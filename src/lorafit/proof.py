@@ -22,6 +22,7 @@ from lorafit import adapter, bundle, card, checks, manifest, predict, runtime
 from lorafit.errors import BundleError, LorafitError, RunError
 from lorafit.files import new_folder, write_text
 from lorafit.manifest import Manifest, Proof
+from lorafit.recipe import Data
 from lorafit.runtime import Runtime
 from lorafit.tokens import encode
 
@@ -82,7 +83,7 @@ def save(
         StorageError: a disk that is full or not writable.
     """
     texts = choose_texts(held_out)
-    tokens = encode(texts, tokenizer, made.max_tokens)
+    tokens = encode(texts, tokenizer, made.max_tokens, made.long_text)
     logits = predict.logits(model, tokens, tokenizer.pad_token_id, where, "Proving")
     tensors = fingerprints(model, adapter.trained_weights(model))
     with new_folder(folder, replace=True) as unfinished:
@@ -105,7 +106,7 @@ def refuse_other_answers(
     turned: torch.nn.Module,
     held_out: Sequence[str],
     tokenizer: Any,
-    max_tokens: int,
+    data: Data,
     where: Runtime,
 ) -> None:
     """Refuse a model that was turned into another form, and answers otherwise than it did.
@@ -113,7 +114,7 @@ def refuse_other_answers(
     Raises:
         RunError: names the gap.
     """
-    tokens = encode(choose_texts(held_out), tokenizer, max_tokens)
+    tokens = encode(choose_texts(held_out), tokenizer, data.max_tokens, data.long_text)
     before, after = (
         predict.logits(model, tokens, tokenizer.pad_token_id, where, "Comparing") for model in (trained, turned)
     )

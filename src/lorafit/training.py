@@ -27,9 +27,10 @@ from lorafit.console import bar
 from lorafit.epochs import Best, Guard
 from lorafit.errors import RecipeError
 from lorafit.interrupts import Interruption
+from lorafit.manifest import LongText
 from lorafit.recipe import Training
 from lorafit.runtime import Runtime
-from lorafit.tokens import Tokens, pad
+from lorafit.tokens import Tokens, ask, pad
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -74,7 +75,7 @@ def plan(
         for _ in range(3):
             start = time.perf_counter()
             with where.autocast():
-                loss = _loss(model, {key: value.to(where.device) for key, value in batch.items()})
+                loss = _loss(model, {key: value.to(where.device) for key, value in batch.items()}, tokens.long_text)
             loss.backward()  # type: ignore[no-untyped-call]
             if where.device == "cuda":
                 torch.cuda.synchronize()
@@ -129,6 +130,7 @@ def fit(
     with interrupts.kept() as interruption, bar("Training", total=len(batches) * settings.epochs) as advance:
         trainer = _Trainer(
             batches=batches,
+            long_text=tokens.long_text,
             patience=settings.early_stopping,
             lora_plus_ratio=settings.lora_plus_ratio,
             class_weights=_class_weights(settings, label_ids, model, where),
@@ -184,10 +186,12 @@ def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int
 
 
 def _loss(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], class_weights: torch.Tensor | None = None
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    long_text: LongText,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    return tasks.loss(model(**inputs).logits, batch["labels"], class_weights)
+    return tasks.loss(ask(model, batch, long_text), batch["labels"], class_weights)
 
 
 def _arguments(settings: Training, folder: Path, where: Runtime, seed: int) -> TrainingArguments:
@@ -228,6 +232,7 @@ class _Trainer(Trainer):
         self,
         *,
         batches: Batches,
+        long_text: LongText,
         patience: int,
         lora_plus_ratio: float,
         class_weights: torch.Tensor | None,
@@ -238,7 +243,7 @@ class _Trainer(Trainer):
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self._batches = batches
+        self._batches, self._long_text = batches, long_text
         self._patience = patience  # epochs without gain; 0 = for ever
         self._lora_plus_ratio = lora_plus_ratio
         self._class_weights = class_weights
@@ -283,7 +288,7 @@ class _Trainer(Trainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Return the loss of the task; what transformers' heads compute by themselves knows no weights."""
-        return _loss(model, inputs, self._class_weights)
+        return _loss(model, inputs, self._long_text, self._class_weights)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute the gradients; broken off after a signal if that takes long, for no weight has moved yet."""
