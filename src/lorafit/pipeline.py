@@ -13,12 +13,14 @@ from peft import PeftModel
 from lorafit import (
     adapter,
     bundle,
+    calibration,
     card,
     checkpoints,
     checks,
     data,
     encoders,
     evaluation,
+    guards,
     padfree,
     predict,
     prepared,
@@ -26,11 +28,13 @@ from lorafit import (
     report,
     runs,
     runtime,
+    tasks,
     training,
 )
 from lorafit import recipe as recipes
+from lorafit.calibration import Calibration
 from lorafit.console import complain, say
-from lorafit.errors import RunError, printable
+from lorafit.errors import RecipeError, RunError, printable
 from lorafit.files import sha256_of
 from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
@@ -260,6 +264,8 @@ def _data_of(run: Run) -> Prepared:
 def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _Setup:
     """Load the encoder, attach the adapter, and say what is going to happen."""
     training.refuse_missing_trackers(recipe.training.report_to)
+    _refuse_thresholds(recipe, found)
+    guards.look_at_rate(recipe.training.learning_rate, recipe.training.lora_plus_ratio)
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
@@ -280,6 +286,16 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         f"about {_duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
     )
     return _Setup(model, tokenizer, files, found, where, planned)
+
+
+def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
+    alone = tasks.task_of(found.train.label_ids) == "single_label"
+    if recipe.training.thresholds != "none" and alone and len(found.labels) > 2:
+        raise RecipeError(
+            f'training.thresholds = "{recipe.training.thresholds}" is for two labels, or for several labels a text; '
+            f"here a text has one of {len(found.labels)}, and gets the most probable one. "
+            'Set training.thresholds = "none".'
+        )
 
 
 def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
@@ -318,12 +334,12 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
 
 def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     """Train, save the bundle, and close the run's record."""
-    pad_id, found = setup.tokenizer.pad_token_id, setup.prepared
+    found = setup.prepared
 
     def validate(model: Any, on_batch: training.OnBatch) -> dict[str, float]:
-        logits = predict.logits(model, found.validation.tokens, pad_id, setup.where, "Validating", on_batch)
+        logits = _validation_logits(setup, model, "Validating", on_batch)
         if not np.isfinite(logits).all():
-            raise RunError("Training has diverged: its answers are not numbers any more. Lower training.learning_rate.")
+            raise guards.diverged("its answers are not numbers", recipe.training.learning_rate, run.checkpoints)
         scores = evaluation.score(logits, found.validation.label_ids)
         return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
 
@@ -336,17 +352,18 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         validation_label_ids=found.validation.label_ids,
         log=run.log,
         folder=run.checkpoints,
-        pad_id=pad_id,
+        pad_id=setup.tokenizer.pad_token_id,
         where=setup.where,
         seed=recipe.seed,
         resume=resume,
     )
+    fitted = _calibrate(recipe, setup)
     say("Proving the adapter: a fresh process reads it back ...")
     proved = proof.save(
         run.adapter,
         _on_stored_base(recipe, setup),
         setup.tokenizer,
-        _manifest(recipe, setup, outcome),
+        _manifest(recipe, setup, outcome, fitted),
         found.validation.texts,
         setup.where,
     )
@@ -354,6 +371,8 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         state=runs.FINISHED,
         best_epoch=outcome.best_epoch,
         best_validation_accuracy=outcome.best["accuracy"],
+        temperature=fitted.temperature,
+        calibrated_validation_loss=fitted.loss,
         steps=outcome.steps,
         epochs=outcome.epochs,
         seconds=round(run.seconds, 1),
@@ -368,7 +387,21 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     return run
 
 
-def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manifest:
+def _validation_logits(setup: _Setup, model: Any, doing: str, on_batch: training.OnBatch = lambda: None) -> np.ndarray:
+    held_out, pad_id = setup.prepared.validation.tokens, setup.tokenizer.pad_token_id
+    return predict.logits(model, held_out, pad_id, setup.where, doing, on_batch)
+
+
+def _calibrate(recipe: Recipe, setup: _Setup) -> Calibration:
+    """Fit on the validation texts, and fold the temperature into the head; no checkpoint ever holds that one."""
+    logits = _validation_logits(setup, setup.model, "Calibrating")
+    fitted = calibration.fit(logits, setup.prepared.validation.label_ids, thresholds=recipe.training.thresholds == "f1")
+    adapter.fold_temperature(setup.model, fitted.temperature)
+    say(f"Calibrated: {fitted}.")
+    return fitted
+
+
+def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: Calibration) -> Manifest:
     described = recipes.without_folders(recipe)
     return Manifest(
         base=bundle.identity(setup.files),
@@ -377,6 +410,8 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manif
         long_text=recipe.data.long_text,
         pooling=recipe.encoder.pooling,
         html=recipe.data.html,
+        temperature=fitted.temperature,
+        thresholds=fitted.thresholds,
         seed=recipe.seed,
         training=Trained(
             data=printable(described["data"]["source"]),
