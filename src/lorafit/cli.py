@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lorafit.bundle import Contents
-    from lorafit.evaluation import Comparison
     from lorafit.recipe import Recipe
+    from lorafit.runs import Run
 
 # Read by the libraries when they are imported: their bars, reports and advice stay off our users' terminals.
 _LIBRARIES_QUIET = {
@@ -112,7 +112,8 @@ def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
     demo_recipe = recipe.load(recipe.shipped("demo"))
     unfinished = None if overwrite else runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
     run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe, overwrite=overwrite)
-    _print_comparison(pipeline.evaluate(run))
+    pipeline.evaluate(run)
+    _print_scores(run)
     texts = [
         "A film to remember: warm, funny and beautifully played.",
         "Two hours of my life that I will not get back.",
@@ -181,15 +182,19 @@ def train(
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
     ] = None,
     overwrite: Overwrite = False,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Train and evaluate N times, with N seeds from the recipe's."),
+    ] = 1,
     _: Quiet = False,
 ) -> None:
     """Train an adapter: from a recipe, or straight from a data file."""
     from lorafit import pipeline, recipe, runs
 
     if resume is not None:
-        if small or out or overwrite or dry_run:
+        if small or out or overwrite or dry_run or seeds > 1:
             raise RecipeError(
-                "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run."
+                "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run, --seeds."
             )
         claimed = None
         if source is not None:
@@ -205,21 +210,55 @@ def train(
         typer.echo(recipe.to_toml(chosen), nl=False)
         pipeline.plan(chosen)
         return
+    if seeds > 1:
+        from lorafit import seeds as repeated
+
+        _print_seeds(repeated.train(chosen, seeds, out, overwrite=overwrite))
+        return
     run = pipeline.train(chosen, out, overwrite=overwrite)
     console.say(f"What did it gain? lorafit evaluate {run.path}")
 
 
 @app.command()
-def evaluate(run: RunFolder, _: Quiet = False) -> None:
+def evaluate(
+    run: RunFolder,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help='One more beside the commonest label and TF-IDF: "frozen", logistic regression on the frozen encoder; '
+            '"full", full fine-tuning. Repeatable.',
+        ),
+    ] = None,
+    _: Quiet = False,
+) -> None:
     """Compare base and adapted on the test texts.
 
-    Prints the scores, and writes scores.json, report.md and the figures.
+    Prints the scores beside cheap baselines, and writes scores.json, the report and the figures.
     """
     from lorafit import pipeline, runs
 
     found = runs.open_run(run)
-    _print_comparison(pipeline.evaluate(found))
+    pipeline.evaluate(found, baselines or ())
+    _print_scores(found)
     console.say(f"The report lies in {found.path / 'report.md'}.")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs with the same test.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where table and figure go.")] = Path("comparison"),
+    _: Quiet = False,
+) -> None:
+    """Compare evaluated runs on the same test texts.
+
+    Each is compared with the first, text by text. Writes comparison.json, and a figure as PNG and SVG.
+    """
+    from lorafit import comparison
+
+    _print_compared(comparison.compare(folders, out))
+    console.say(f"Table and figure lie in {out}.")
 
 
 @app.command()
@@ -332,7 +371,7 @@ def runs() -> None:
             recipe.data.source,
             f"{record['texts']['train']:,}",
             f"{test['base']['accuracy']:.4f}" if test else "-",
-            f"{test['adapted']['accuracy']:.4f}" if test else "-",
+            _with_limits(test["adapted"]) if test else "-",
             f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
             record["created"].replace("T", " ")[:16],
         )
@@ -379,16 +418,97 @@ def _lines_of_standard_input() -> list[str]:
     return lines
 
 
-def _print_comparison(comparison: "Comparison") -> None:
+def _print_scores(run: "Run") -> None:
+    scores = run.scores
+    assert scores is not None
+    _print_evaluation(scores["test"])
+
+
+def _print_evaluation(test: dict[str, Any]) -> None:
     from lorafit import report
 
-    record = comparison.as_record()
-    typer.echo("\n".join(report.four_lines(record)) + "\n")
-    table = _table("", "accuracy", "macro F1", "precision", "recall")
-    for who in ("base", "adapted"):
-        table.add_row(who, *(f"{record[who][key]:.4f}" for key in ("accuracy", "f1", "precision", "recall")))
+    for name in test["beaten_by"]:
+        baseline, adapted = test["baselines"][name]["accuracy"], test["adapted"]["accuracy"]
+        typer.echo(f"LoRA does not beat {_described(name)}: {adapted:.4f} against {baseline:.4f}.")
+    typer.echo("\n".join(report.four_lines(test)) + "\n")
+    low, high = test["improvement_interval"]
+    typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar {_p(test['mcnemar_p'])}")
+    scores = {"base": test["base"], "adapted": test["adapted"]}
+    table = _table("", "accuracy", "95% interval", "macro F1", "95% interval", "precision", "recall")
+    for who, found in scores.items():
+        table.add_row(who, *_with_intervals(found), f"{found['precision']:.4f}", f"{found['recall']:.4f}")
+    for name, found in test["baselines"].items():
+        table.add_row(_described(name), *_with_intervals(found), "", "")
     _stdout().print(table)
-    typer.echo(f"\non {record['n']:,} test texts; precision and recall are macro averages")
+    calibration = test["calibration"]
+    typer.echo(
+        f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error "
+        f"{calibration['ece_after']:.4f}, {calibration['ece_before']:.4f} before temperature "
+        f"{calibration['temperature']:.3g}."
+    )
+
+
+def _print_seeds(seeds: dict[str, Any]) -> None:
+    table = _table("seed", "run", "base", "accuracy", "macro F1", "time")
+    for one in seeds["runs"]:
+        scores = (f"{one[key]:.4f}" for key in ("base_accuracy", "accuracy", "f1"))
+        table.add_row(str(one["seed"]), one["path"], *scores, f"{one['seconds']:,.0f} s")
+    _stdout().print(table)
+    typer.echo(
+        f"\naccuracy {_spread(seeds['accuracy'])}, macro F1 {_spread(seeds['f1'])}: mean ± standard deviation over "
+        f"{seeds['n']} seeds. {seeds['note']}"
+    )
+
+
+def _print_compared(compared: dict[str, Any]) -> None:
+    table = _table("run", "recipe", "accuracy", "95% interval", "macro F1", "95% interval", "points", "p", "kB", "time")
+    for row in compared["runs"]:
+        table.add_row(
+            row["run"],
+            ", ".join(f"{key}={value}" for key, value in row["recipe"].items()) or "-",
+            *_with_intervals(row),
+            _gained(row),
+            "-" if row["mcnemar_p_holm"] is None else _p(row["mcnemar_p_holm"]).removeprefix("p = "),
+            f"{row['adapter_bytes'] / 1000:,.0f}",
+            f"{row['seconds']:,.0f} s",
+        )
+    _stdout().print(table)
+    typer.echo(f"\n{compared['note']}")
+
+
+def _with_limits(scores: dict[str, Any]) -> str:
+    limits = scores.get("accuracy_interval")  # an earlier version wrote none
+    return f"{scores['accuracy']:.4f}" + (f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else "")
+
+
+def _described(name: str) -> str:
+    from lorafit.baselines import DESCRIBED
+
+    return DESCRIBED[name]
+
+
+def _with_intervals(scores: dict[str, Any]) -> list[str]:
+    """Return accuracy and macro F1, each with its interval."""
+    return [
+        shown
+        for name in ("accuracy", "f1")
+        for shown in (f"{scores[name]:.4f}", "{:.3f} to {:.3f}".format(*scores[f"{name}_interval"]))
+    ]
+
+
+def _gained(row: dict[str, Any]) -> str:
+    if row["difference_interval"] is None:
+        return "-"
+    low, high = row["difference_interval"]
+    return f"{row['difference_points']:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def _spread(values: dict[str, float]) -> str:
+    return f"{values['mean']:.4f} ± {values['standard_deviation']:.4f}"
+
+
+def _p(p: float) -> str:
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
 
 
 def _print_predictions(answers: list[dict[str, Any]]) -> None:
