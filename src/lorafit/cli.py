@@ -16,11 +16,11 @@ import typer
 from lorafit import __version__, console, interrupts
 from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
 from lorafit.files import write_text
+from lorafit.terminal import print_compared, print_evaluation, print_seeds, with_limits
+from lorafit.terminal import stdout as _stdout
+from lorafit.terminal import table as _table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from lorafit.bundle import Contents
     from lorafit.recipe import Recipe
     from lorafit.runs import Run
@@ -213,7 +213,7 @@ def train(
     if seeds > 1:
         from lorafit import seeds as repeated
 
-        _print_seeds(repeated.train(chosen, seeds, out, overwrite=overwrite))
+        print_seeds(repeated.train(chosen, seeds, out, overwrite=overwrite))
         return
     run = pipeline.train(chosen, out, overwrite=overwrite)
     console.say(f"What did it gain? lorafit evaluate {run.path}")
@@ -257,7 +257,7 @@ def compare(
     """
     from lorafit import comparison
 
-    _print_compared(comparison.compare(folders, out))
+    print_compared(comparison.compare(folders, out))
     console.say(f"Table and figure lie in {out}.")
 
 
@@ -371,7 +371,7 @@ def runs() -> None:
             recipe.data.source,
             f"{record['texts']['train']:,}",
             f"{test['base']['accuracy']:.4f}" if test else "-",
-            _with_limits(test["adapted"]) if test else "-",
+            with_limits(test["adapted"]) if test else "-",
             f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
             record["created"].replace("T", " ")[:16],
         )
@@ -421,94 +421,7 @@ def _lines_of_standard_input() -> list[str]:
 def _print_scores(run: "Run") -> None:
     scores = run.scores
     assert scores is not None
-    _print_evaluation(scores["test"])
-
-
-def _print_evaluation(test: dict[str, Any]) -> None:
-    from lorafit import report
-
-    for name in test["beaten_by"]:
-        baseline, adapted = test["baselines"][name]["accuracy"], test["adapted"]["accuracy"]
-        typer.echo(f"LoRA does not beat {_described(name)}: {adapted:.4f} against {baseline:.4f}.")
-    typer.echo("\n".join(report.four_lines(test)) + "\n")
-    low, high = test["improvement_interval"]
-    typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar {_p(test['mcnemar_p'])}")
-    scores = {"base": test["base"], "adapted": test["adapted"]}
-    table = _table("", "accuracy", "95% interval", "macro F1", "95% interval", "precision", "recall")
-    for who, found in scores.items():
-        table.add_row(who, *_with_intervals(found), f"{found['precision']:.4f}", f"{found['recall']:.4f}")
-    for name, found in test["baselines"].items():
-        table.add_row(_described(name), *_with_intervals(found), "", "")
-    _stdout().print(table)
-    calibration = test["calibration"]
-    typer.echo(
-        f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error "
-        f"{calibration['ece_after']:.4f}, {calibration['ece_before']:.4f} before temperature "
-        f"{calibration['temperature']:.3g}."
-    )
-
-
-def _print_seeds(seeds: dict[str, Any]) -> None:
-    table = _table("seed", "run", "base", "accuracy", "macro F1", "time")
-    for one in seeds["runs"]:
-        scores = (f"{one[key]:.4f}" for key in ("base_accuracy", "accuracy", "f1"))
-        table.add_row(str(one["seed"]), one["path"], *scores, f"{one['seconds']:,.0f} s")
-    _stdout().print(table)
-    typer.echo(
-        f"\naccuracy {_spread(seeds['accuracy'])}, macro F1 {_spread(seeds['f1'])}: mean ± standard deviation over "
-        f"{seeds['n']} seeds. {seeds['note']}"
-    )
-
-
-def _print_compared(compared: dict[str, Any]) -> None:
-    table = _table("run", "recipe", "accuracy", "95% interval", "macro F1", "95% interval", "points", "p", "kB", "time")
-    for row in compared["runs"]:
-        table.add_row(
-            row["run"],
-            ", ".join(f"{key}={value}" for key, value in row["recipe"].items()) or "-",
-            *_with_intervals(row),
-            _gained(row),
-            "-" if row["mcnemar_p_holm"] is None else _p(row["mcnemar_p_holm"]).removeprefix("p = "),
-            f"{row['adapter_bytes'] / 1000:,.0f}",
-            f"{row['seconds']:,.0f} s",
-        )
-    _stdout().print(table)
-    typer.echo(f"\n{compared['note']}")
-
-
-def _with_limits(scores: dict[str, Any]) -> str:
-    limits = scores.get("accuracy_interval")  # an earlier version wrote none
-    return f"{scores['accuracy']:.4f}" + (f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else "")
-
-
-def _described(name: str) -> str:
-    from lorafit.baselines import DESCRIBED
-
-    return DESCRIBED[name]
-
-
-def _with_intervals(scores: dict[str, Any]) -> list[str]:
-    """Return accuracy and macro F1, each with its interval."""
-    return [
-        shown
-        for name in ("accuracy", "f1")
-        for shown in (f"{scores[name]:.4f}", "{:.3f} to {:.3f}".format(*scores[f"{name}_interval"]))
-    ]
-
-
-def _gained(row: dict[str, Any]) -> str:
-    if row["difference_interval"] is None:
-        return "-"
-    low, high = row["difference_interval"]
-    return f"{row['difference_points']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def _spread(values: dict[str, float]) -> str:
-    return f"{values['mean']:.4f} ± {values['standard_deviation']:.4f}"
-
-
-def _p(p: float) -> str:
-    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    print_evaluation(scores["test"])
 
 
 def _print_predictions(answers: list[dict[str, Any]]) -> None:
@@ -551,19 +464,3 @@ def _print_contents(contents: "Contents") -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     _stdout().print(table)
-
-
-def _table(*headers: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for header in headers:
-        table.add_column(header, overflow="fold")  # a path cut short can't be copied
-    return table
-
-
-def _stdout() -> "Console":
-    from rich.console import Console
-
-    # A pipe has no width: nothing is folded there.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)

@@ -68,24 +68,31 @@ def compare(folders: Sequence[Path | str], out: Path | str) -> dict[str, Any]:
 def figure(compared: dict[str, Any]) -> Figure:
     """Return the accuracies of the runs with their intervals, and beside them the gains over the first."""
     rows = compared["runs"]
+    names = _names([row["run"] for row in rows])
     drawn = Figure(figsize=(9.6, 1.8 + 0.42 * len(rows)))
     accuracy, gain = drawn.subplots(1, 2, sharey=True)
     _dots(accuracy, [row["accuracy"] for row in rows], [row["accuracy_interval"] for row in rows])
-    accuracy.set_yticks(range(len(rows)), [row["run"] for row in rows])
+    accuracy.set_yticks(range(len(rows)), names)
     accuracy.set_ylim(len(rows) - 0.5, -0.5)
     accuracy.set_title(f"Accuracy, {compared['n']:,} test texts")
     accuracy.set_xlabel("with 95% interval")
     gain.axvline(0, color=BASE, linestyle="--")
     _dots(gain, [row["difference_points"] for row in rows[1:]], [row["difference_interval"] for row in rows[1:]], 1)
-    gain.set_title(f"Gain over {rows[0]['run']}")
+    gain.set_title(f"Gain over {names[0]}")
     gain.set_xlabel("percentage points, with 95% interval")
     return drawn
 
 
+def _names(folders: list[str]) -> list[str]:
+    """Return the last part of each path, where that tells them apart."""
+    last = [Path(folder).name for folder in folders]
+    return last if len(set(last)) == len(last) else folders
+
+
 def _dots(axes: Axes, values: list[float], limits: list[list[float]], first_row: int = 0) -> None:
-    ends = [[value - low for value, (low, _) in zip(values, limits, strict=True)]]
-    ends += [[high - value for value, (_, high) in zip(values, limits, strict=True)]]
-    axes.errorbar(values, range(first_row, first_row + len(values)), xerr=ends, fmt="o", color=ADAPTED, capsize=4)
+    rows = range(first_row, first_row + len(values))
+    axes.hlines(rows, [low for low, _ in limits], [high for _, high in limits], color=ADAPTED, linewidth=2)
+    axes.plot(values, rows, "o", color=ADAPTED)
     axes.grid(axis="x", alpha=0.3)
 
 

@@ -119,6 +119,8 @@ def score_intervals(
 ) -> dict[str, Interval]:
     """Return the 95% interval of each score: Wilson's of the accuracy, the bootstrap's of the rest.
 
+    Where no text was got wrong, the bootstrap has nothing to draw from, and its intervals have no width.
+
     Args:
         given: the label ids that were given.
         label_ids: the true ones.

@@ -35,11 +35,12 @@ def train(recipe: Recipe, count: int, out: Path | str | None = None, *, overwrit
     if count < 2:
         raise RecipeError(f"A standard deviation needs at least two seeds; asked for was {count}.")
     first = Path(out) if out else runs.DEFAULT_ROOT / recipe.name
-    found: list[Run] = []
-    for seed in range(recipe.seed, recipe.seed + count):
-        folder = first if seed == recipe.seed else first.with_name(f"{first.name}-seed-{seed}")
-        say(f"Seed {seed}, {len(found) + 1} of {count}: {folder}")
-        found.append(_finished(recipes.from_values(recipe.model_dump(), (f"seed={seed}",)), folder, overwrite))
+    seeded = [recipes.from_values(recipe.model_dump(), (f"seed={recipe.seed + number}",)) for number in range(count)]
+    found = []
+    for number, one in enumerate(seeded):
+        folder = first.with_name(f"{first.name}-seed-{one.seed}") if number else first
+        say(f"Seed {one.seed}, {number + 1} of {count}: {folder}")
+        found.append(_finished(one, folder, overwrite))
     return _summarized(found)
 
 
