@@ -1,7 +1,6 @@
 """The whole flow on one screen: fetch, prepare, train, evaluate. Each step says when its work is already done."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from peft import PeftModel
 
 from lorafit import (
     adapter,
+    assessment,
     bundle,
     calibration,
-    card,
     checkpoints,
     checks,
     data,
@@ -25,7 +24,6 @@ from lorafit import (
     predict,
     prepared,
     proof,
-    report,
     runs,
     runtime,
     tasks,
@@ -35,7 +33,6 @@ from lorafit import recipe as recipes
 from lorafit.calibration import Calibration
 from lorafit.console import complain, say
 from lorafit.errors import RecipeError, RunError, printable
-from lorafit.files import sha256_of
 from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
@@ -152,39 +149,23 @@ def resume(path: Path | str, recipe: Recipe | None = None) -> Run:
         return _go_on(run)
 
 
-def evaluate(run: Run) -> evaluation.Comparison:
-    """Return base against adapted on the test texts; writes scores.json, report.md and the figures.
+def evaluate(run: Run, baselines: Sequence[str] = ()) -> evaluation.Comparison:
+    """Return base against adapted on the test texts; writes scores.json, the report and the figures.
+
+    What stands there already is not made again: baselines that are asked for later are added.
+
+    Args:
+        run: a finished run.
+        baselines: beside the commonest label and TF-IDF: "frozen", the frozen encoder with logistic regression; "full",
+            full fine-tuning.
 
     Raises:
+        RecipeError: no such baseline.
         RunError: the run is not finished.
+
+    >>> evaluate(run, baselines=["frozen"]).accuracy_interval
     """
-    if not run.finished:
-        raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
-    if not (run.adapter / checks.WEIGHTS).is_file():
-        raise RunError(f"{run.path} is finished, but its adapter is gone. Train it anew with --overwrite.")
-    weights = sha256_of(run.adapter / checks.WEIGHTS)
-    scores = run.scores
-    if scores is not None and scores["adapter_sha256"] == weights and (run.path / "report.md").is_file():
-        say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
-    else:
-        with run.locked():
-            scores = {"test": _compare(run).as_record(), "adapter_sha256": weights}
-            run.write("scores.json", json.dumps(scores, indent=2) + "\n")
-            report.write(run)
-            made = checks.check(run.adapter)
-            if made is not None:
-                card.write(run.adapter, made, scores["test"])
-    return evaluation.Comparison.from_record(scores["test"])
-
-
-def _compare(run: Run) -> evaluation.Comparison:
-    test = _data_of(run).test
-    classifier = predict.Classifier.load(
-        run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
-    )
-    base = evaluation.score(classifier.logits(test.tokens, base=True), test.label_ids)
-    adapted = evaluation.score(classifier.logits(test.tokens), test.label_ids)
-    return evaluation.compare(base, adapted, len(test))
+    return evaluation.Comparison.from_record(assessment.assess(run, _data_of, baselines))
 
 
 def _go_on(run: Run) -> Run:
