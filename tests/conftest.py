@@ -158,6 +158,18 @@ def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def complete_records() -> Iterator[None]:
+    """Reports are written of what `evaluate` leaves, with the parts filled in that it does not write yet."""
+    from lorafit import report
+    from tests.evaluated_runs import Completed
+
+    write = report.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda run: write(Completed(run.path)))
+        yield
+
+
 @pytest.fixture(scope="module")
 def proved_in_this_process() -> Iterator[None]:
     """Runs in this process prove their bundles here too: a fresh process takes 4 s, and test_proof.py is about it."""
