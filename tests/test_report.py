@@ -241,8 +241,13 @@ def test_every_colour_of_a_figure_in_the_page_is_the_pages_own(written: dict[str
 
 
 def test_a_long_label_keeps_its_beginning_and_its_end() -> None:
-    assert style.in_short("card payment: fee charged in a shop") == "card paym…n a shop"
-    assert style.in_short("two\nlines") == "two lines"
+    assert style.in_short(["card payment: fee charged in a shop"]) == ["card paym…n a shop"]
+    assert style.in_short(["two\nlines"]) == ["two lines"]
+
+
+def test_long_labels_that_are_alike_are_told_apart() -> None:
+    labels = [f"card payment: {what} in a web shop, case 1" for what in ("fee charged", "not recognised", "pending")]
+    assert len(set(style.in_short(labels))) == 3
 
 
 class _Ids(HTMLParser):

@@ -1,6 +1,7 @@
 """The figures of a report, drawn from a run's record. `style.drawing` makes them look alike."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from itertools import cycle, product
 from typing import Any
 
@@ -28,7 +29,7 @@ def accuracy_bar(test: dict[str, Any]) -> Figure:
     """
     found = {"base": test["base"], **test["baselines"], "adapted": test["adapted"]}
     names = [name for name in _SHORT if name in found]
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.52 * len(names)))
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.52 * len(names)))
     axes = figure.subplots()
     for place, name in enumerate(reversed(names)):
         colour = ADAPTED if name == "adapted" else BASE
@@ -53,7 +54,7 @@ def _bar(axes: Axes, y: float, score: float, interval: Sequence[float], colour: 
 
 def accuracy_line(validations: list[dict[str, Any]], best_epoch: int) -> Figure:
     """Return validation accuracy by epoch; epoch 0, before training, is the base and stays as a line."""
-    figure = Figure(figsize=(WIDTH, 3.6))
+    figure = Figure(figsize=(WIDTH, 3.4))
     axes = figure.subplots()
     epochs = [line["epoch"] for line in validations]
     accuracy = [line["validation"]["accuracy"] for line in validations]
@@ -77,7 +78,7 @@ def reliability(calibration: dict[str, Any]) -> Figure:
 
     Perfect calibration lies on the diagonal (Guo et al. 2017, arXiv:1706.04599).
     """
-    figure = Figure(figsize=(WIDTH, 4.9))
+    figure = Figure(figsize=(WIDTH, 4.7))
     axes, counts = figure.subplots(2, sharex=True, height_ratios=(4, 1))
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1, label="perfect")
     for which, colour, mark in (("before", BASE, "s--"), ("after", ADAPTED, "o-")):
@@ -100,8 +101,9 @@ def _filled(bins: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     """Return the confusion matrix: counts, shaded by the share of each true label's texts."""
-    size, cell = len(labels), 0.42
-    side = max(WIDTH, 2.1 + cell * size)
+    size, names = len(labels), in_short(labels)
+    longest = max(map(len, names))
+    side = max(WIDTH, 0.9 + 0.075 * longest + 0.42 * size)
     figure = Figure(figsize=(side, side if size > 6 else 0.8 * side))
     axes = figure.subplots()
     for true, given in product(range(size), repeat=2):
@@ -110,9 +112,8 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
         colour = PAPER if share > 0.7 else INK if share else MUTED
         text = f"{counts[true][given]:,}"
         axes.text(given, true, text, color=colour, ha="center", va="center", fontsize=10 if size <= 8 else 8)
-    names = [in_short(label) for label in labels]
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="predicted", ylabel="true")
-    upright = size > 4 or max(map(len, names)) > 12
+    upright = size > 4 or longest > 12
     axes.set_xticks(range(size), names, rotation=90 if upright else 0)
     axes.set_yticks(range(size), names)
     axes.tick_params(length=0)
@@ -131,7 +132,7 @@ def roc(curves: dict[str, Any]) -> Figure:
     ]
     axes.set(xlabel="share of other texts given the label", ylabel="share of its own texts given it")
     _title(figure, "ROC curves")
-    _legend_below(figure, lines, [f"{in_short(label)}  {curve['roc']['auc']:.3f}" for label, curve in curves.items()])
+    _legend_below(figure, lines, _numbered(curves, [curve["roc"]["auc"] for curve in curves.values()]))
     return figure
 
 
@@ -144,14 +145,16 @@ def precision_recall(curves: dict[str, Any]) -> Figure:
     ]
     axes.set(xlabel="recall", ylabel="precision")
     _title(figure, "Precision-recall curves")
-    averages = [curve["pr"]["average_precision"] for curve in curves.values()]
-    named = [f"{in_short(label)}  {average:.3f}" for label, average in zip(curves, averages, strict=True)]
-    _legend_below(figure, lines, named)
+    _legend_below(figure, lines, _numbered(curves, [curve["pr"]["average_precision"] for curve in curves.values()]))
     return figure
 
 
+def _numbered(labels: Iterable[str], areas: Sequence[float]) -> list[str]:
+    return [f"{name}  {area:.3f}" for name, area in zip(in_short(labels), areas, strict=True)]
+
+
 def _square() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 5.2))
+    figure = Figure(figsize=(WIDTH, 4.8))
     axes = figure.subplots()
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
     axes.grid(linewidth=0.6)
@@ -186,6 +189,9 @@ def _title(figure: Figure, title: str) -> None:
 
 
 def _legend_below(figure: Figure, lines: Sequence[Line2D | Patch], names: Sequence[str] | None = None) -> None:
+    """Put a legend under a figure, which grows by it."""
     names = names or [str(line.get_label()) for line in lines]
-    columns = 3 if max(map(len, names)) < 18 else 2
+    longest = max(map(len, names))
+    columns = 3 if longest < 18 else 2 if longest < 30 else 1
+    figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(names) / columns))
     figure.legend(lines, names, loc="outside lower center", ncols=columns, fontsize=9, columnspacing=1.4)

@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,14 +96,23 @@ def _with_variables(style: str) -> str:
     return style
 
 
-def in_short(label: str, characters: int = 18) -> str:
-    """Return a label's name for a figure: on one line, its middle left out where it is long.
+def in_short(labels: Iterable[str]) -> list[str]:
+    """Return labels' names for a figure: each on one line, its middle left out where it is long, told apart if need be.
 
-    >>> in_short("card payment: fee charged in a shop")
-    'card paym…n a shop'
+    >>> in_short(["card payment: fee charged in a shop", "other"])
+    ['card paym…n a shop', 'other']
     """
-    label = " ".join(label.split())
-    if len(label) <= characters:
-        return label
+    names = [" ".join(label.split()) for label in labels]
+    shortened: list[str] = []
+    for characters in (18, 26, 34):
+        shortened = [_without_middle(name, characters) for name in names]
+        if len(set(shortened)) == len(set(names)):
+            break
+    return shortened
+
+
+def _without_middle(name: str, characters: int) -> str:
+    if len(name) <= characters:
+        return name
     half = (characters - 1) // 2
-    return f"{label[: characters - 1 - half]}…{label[-half:]}"
+    return f"{name[: characters - 1 - half]}…{name[-half:]}"
