@@ -400,3 +400,5 @@ def test_the_page_prints_light_and_whole(open_page: Callable[..., Opened]) -> No
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     folded = page.locator("details .text").first
     assert folded.bounding_box()["height"] > 0
+    assert not page.locator(".examples summary").first.is_visible()  # its beginning is not printed twice
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.evaluate("innerWidth")
