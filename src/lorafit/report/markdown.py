@@ -17,12 +17,13 @@ def as_markdown(report: Report) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return plain text as Markdown on one line that shows it as it is.
+    """Return plain text as Markdown on one line that shows it as it is; what can't be markup is left alone.
 
-    >>> escaped("a|b <i>*c*")
-    'a\\|b &lt;i&gt;\\*c\\*'
+    >>> escaped("a|b <i>, *p* < 0.1")
+    'a\\|b &lt;i>, \\*p\\* < 0.1'
     """
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(re.sub(r"\s+", " ", text), quote=False))
+    one_line = re.sub(r"&(?=#?\w+;)", "&amp;", re.sub(r"\s+", " ", text))
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", one_line))
 
 
 def _block(block: Block) -> str:

@@ -211,7 +211,8 @@ def _example(error: dict[str, Any]) -> Example:
         return labels if isinstance(labels, str) else ", ".join(labels) or "no label"
 
     texts = [error["text"]] if isinstance(error["text"], str) else error["text"]
-    return Example(named(error["label"]), named(error["predicted"]), error["probability"], texts)
+    shown = [text if text.strip() else "(an empty text)" for text in texts]
+    return Example(named(error["label"]), named(error["predicted"]), error["probability"], shown)
 
 
 def _cost(record: dict[str, Any]) -> Section:
