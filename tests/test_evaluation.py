@@ -202,9 +202,10 @@ def test_an_evaluated_run_holds_scores_report_and_figures(trained: Path) -> None
     assert test["n"] == 40
     assert test["adapted"]["accuracy"] > 0.9 > test["base"]["accuracy"]
     assert test["improvement_points"] == pytest.approx(100 * (test["adapted"]["accuracy"] - test["base"]["accuracy"]))
-    written = (trained / "report.md").read_text()
-    assert f"Adapted accuracy:      {test['adapted']['accuracy']:.4f}" in written
-    assert report.UNTRAINED in written
+    for name in ("report.md", "report.html"):
+        written = (trained / name).read_text()
+        assert f"Adapted accuracy:      {test['adapted']['accuracy']:.4f}" in written
+        assert report.UNTRAINED in written
     for name in ("accuracy_bar", "accuracy_line"):
         picture = image.imread(trained / "figures" / f"{name}.png")
         assert picture.shape[1] > 800

@@ -29,7 +29,7 @@ from lorafit.runtime import Runtime
 ALWAYS = ("majority", "tfidf")
 ON_REQUEST = ("frozen", "full")
 DESCRIBED = {
-    "majority": "the commonest label",
+    "majority": "the majority class",
     "tfidf": "TF-IDF of 1-2 words with logistic regression",
     "frozen": "the frozen encoder with logistic regression",
     "full": "full fine-tuning",

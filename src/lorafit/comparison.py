@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lorafit import evaluation, intervals, predictions, runs
 from lorafit.errors import RunError
 from lorafit.files import storing, write_text
-from lorafit.report import ADAPTED, BASE
+from lorafit.report.style import ADAPTED, BASE, as_svg, drawing
 from lorafit.runs import Run
 
 NOTE = (
@@ -20,17 +19,6 @@ NOTE = (
     "the first run, with the interval of the paired bootstrap; p is McNemar's exact test, raised by Holm's method for "
     "the number of comparisons."
 )
-_STYLE: dict[Any, Any] = {
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 13,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 160,
-    "svg.fonttype": "none",  # text stays text
-}
 
 
 def compare(folders: Sequence[Path | str], out: Path | str) -> dict[str, Any]:
@@ -58,10 +46,10 @@ def compare(folders: Sequence[Path | str], out: Path | str) -> dict[str, Any]:
     compared = {"test_sha256": tests[0]["test_sha256"], "n": tests[0]["n"], "note": NOTE, "runs": rows}
     out = Path(out)
     write_text(out / "comparison.json", json.dumps(compared, indent=2, allow_nan=False) + "\n")
-    with storing(out), mpl.rc_context(_STYLE):
+    with storing(out), drawing():
         drawn = figure(compared)
-        for ending in ("png", "svg"):
-            drawn.savefig(out / f"comparison.{ending}")
+        drawn.savefig(out / "comparison.png")
+        write_text(out / "comparison.svg", as_svg(drawn, "comparison"))
     return compared
 
 

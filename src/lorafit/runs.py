@@ -6,7 +6,7 @@ runs/NAME/
   history.jsonl    a line a step (loss, learning rate, tokens per second) and a line a validation
   adapter/         the files we hand over
   checkpoints/     what an interrupted training goes on from
-  scores.json, report.md, figures/    what `evaluate` found
+  scores.json, report.html, report.md, figures/    what `evaluate` found
   predictions.parquet                 what each test text was given, by base, adapted and baselines
   .lock, .process  who writes here
 """
@@ -32,7 +32,8 @@ from lorafit.recipe import Recipe
 DEFAULT_ROOT = Path("runs")
 TRAINING, FINISHED = "training", "finished"
 _LOCK, _PROCESS = ".lock", ".process"
-_ATTEMPT = ("history.jsonl", "adapter", "checkpoints", "scores.json", "predictions.parquet", "report.md", "figures")
+_EVALUATED = ("scores.json", "predictions.parquet", "report.html", "report.md", "figures")
+_ATTEMPT = ("history.jsonl", "adapter", "checkpoints", *_EVALUATED)
 
 
 @dataclass(frozen=True)

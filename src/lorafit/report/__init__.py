@@ -1,0 +1,42 @@
+"""A run -> a page, the same as Markdown, and figures: to be read without us."""
+
+from lorafit.files import storing
+from lorafit.report import markdown, page
+from lorafit.report.blocks import Report
+from lorafit.report.figures import accuracy_bar, accuracy_line
+from lorafit.report.sections import report_of
+from lorafit.report.style import as_svg, drawing
+from lorafit.report.verdict import UNTRAINED, four_lines, verdict
+from lorafit.runs import Run
+
+__all__ = ["UNTRAINED", "accuracy_bar", "accuracy_line", "four_lines", "verdict", "write"]
+
+
+def write(run: Run) -> None:
+    """Write `report.html`, `report.md` and the figures, as PNG and SVG, of an evaluated run.
+
+    The page needs nothing else: its figures stand in it. report.md comes last: where it is, the rest is whole.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    run.remove("report.md", "report.html", "figures")
+    with drawing():
+        report = report_of(run)
+        svgs = _write_figures(run, report)
+    run.write("report.html", page.as_html(report, svgs))
+    run.write("report.md", markdown.as_markdown(report))
+
+
+def _write_figures(run: Run, report: Report) -> dict[str, str]:
+    """Return each figure's SVG by its name."""
+    folder = run.path / "figures"
+    with storing(folder):
+        folder.mkdir(exist_ok=True)
+        for picture in report.pictures:
+            picture.figure.savefig(folder / f"{picture.name}.png")
+            picture.figure.set_layout_engine("none")  # it has found the places; to do so again takes half the time
+    svgs = {picture.name: as_svg(picture.figure, picture.name) for picture in report.pictures}
+    for name, svg in svgs.items():
+        run.write(f"figures/{name}.svg", svg)
+    return svgs
