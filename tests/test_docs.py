@@ -25,6 +25,7 @@ COMMANDS = (
     "init",
     "fetch",
     "prepare",
+    "doctor",
     "train",
     "evaluate",
     "predict",

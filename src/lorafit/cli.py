@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from lorafit.bundle import Contents
+    from lorafit.doctor import Findings
     from lorafit.evaluation import Comparison
     from lorafit.recipe import Recipe
 
@@ -36,6 +37,8 @@ _LIBRARIES_QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TOKENIZERS_PARALLELISM": "true",
 }
+_MOST_CLASSES = 20  # in a table
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def _silence(asked: bool) -> None:
@@ -161,6 +164,34 @@ def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = 
     found = pipeline.prepare(recipe.load(recipe_file, tuple(settings or ()), small=small))
     for name, split in found.splits.items():
         typer.echo(f"{name:<10}  {len(split):>7,} texts  {len(split.tokens.ids):>10,} tokens  {split.file}")
+
+
+@app.command()
+def doctor(
+    source: Annotated[
+        Path, typer.Argument(metavar="RECIPE | DATA_FILE", help="A recipe, or a file with texts and labels.")
+    ],
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    settings: Overrides = None,
+    small: Small = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _: Quiet = False,
+) -> None:
+    """Look at the data before training.
+
+    Counts, lengths beside the window, duplicates, leaks between splits, contradictions, damaged texts. The exit code is
+    2 where something has to be mended.
+    """
+    from lorafit import doctor
+
+    found = doctor.examine(_chosen_recipe(source, text_column, label_column, tuple(settings or ()), small))
+    if as_json:
+        typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
+    else:
+        _print_findings(found)
+    if found.errors:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -430,6 +461,35 @@ def _print_contents(contents: "Contents") -> None:
     table = _table("", str(contents.folder))
     for name, value in rows.items():
         table.add_row(name, value)
+    _stdout().print(table)
+
+
+def _print_findings(found: "Findings") -> None:
+    from rich.text import Text
+
+    splits = [name for name, count in found.texts.items() if count]
+    counts = _table("label", *splits, "share")
+    by_count = sorted(found.classes.items(), key=lambda item: -item[1]["all"])
+    for label, texts in by_count[:_MOST_CLASSES]:
+        share = f"{texts['all'] / found.texts['all']:.1%}"
+        counts.add_row(label, *(f"{texts[name]:,}" for name in splits), share)
+    if len(by_count) > _MOST_CLASSES:
+        counts.add_row(f"and {len(by_count) - _MOST_CLASSES} more")
+    counts.add_row("texts", *(f"{found.texts[name]:,}" for name in splits))
+    _stdout().print(counts)
+    if found.lengths is not None:
+        lengths = found.lengths
+        typer.echo(
+            f"\ntokens a text: median {lengths.median:,}, 95% have up to {lengths.percentile_95:,}, the longest "
+            f"{lengths.longest:,}; data.max_tokens is {lengths.max_tokens:,}"
+        )
+    typer.echo("")
+    table = _table("", "about", found.source)
+    for finding in found.findings:
+        said = "\n".join([finding.sentence, *(f"  {example}" for example in finding.examples)])
+        table.add_row(Text(finding.severity, _SEVERITY_STYLES[finding.severity]), finding.about, said)
+    if not found.findings:
+        table.add_row("", "", "Nothing stands out.")
     _stdout().print(table)
 
 

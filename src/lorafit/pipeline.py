@@ -58,7 +58,7 @@ def fetch(recipe: Recipe) -> None:
     source = data.open_source(recipe.data.source, refresh=True)
     say(f"Data: {source.place}, {len(source.table):,} rows")
     if recipe.data.test_source:
-        test = _open_test(recipe.data, refresh=True)
+        test = open_test(recipe.data, refresh=True)
         say(f"Test data: {test.place}, {len(test.table):,} rows")
 
 
@@ -68,7 +68,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
     encoders.refuse_long_window(files, tokenizer, recipe.data.max_tokens)
     source = data.open_source(recipe.data.source)
-    test_source = _open_test(recipe.data) if recipe.data.test_source else None
+    test_source = open_test(recipe.data) if recipe.data.test_source else None
     key = prepared.key_of(
         {
             "data": recipe.data.model_dump(),
@@ -80,8 +80,8 @@ def prepare(recipe: Recipe) -> Prepared:
     found = prepared.find(key)
     known = found is not None
     if found is None:
-        pool = _clean(source, recipe.data, recipe.data.labels)
-        test = _clean(test_source, recipe.data, pool.labels) if test_source else None
+        pool = clean(source, recipe.data, recipe.data.labels)
+        test = clean(test_source, recipe.data, pool.labels) if test_source else None
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
         parts = data.split(pool, *sizes, seed=recipe.seed, test=test)
         found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens)
@@ -207,13 +207,15 @@ def _naming_the_way_on(run: Run) -> Iterator[None]:
         raise
 
 
-def _open_test(settings: Data, *, refresh: bool = False) -> data.Source:
+def open_test(settings: Data, *, refresh: bool = False) -> data.Source:
+    """Return the source that `data.test_source` names: a split of the recipe's own source, or one by itself."""
     if settings.test_source.startswith("split:"):  # of the source, which is refreshed by itself
         return data.open_source(settings.source, split=settings.test_source.removeprefix("split:"))
     return data.open_source(settings.test_source, refresh=refresh)
 
 
-def _clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
+def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
+    """Return a source's texts and label ids, checked, by the recipe's [data] table."""
     return data.clean(
         source,
         text=settings.text,
