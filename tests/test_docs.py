@@ -29,6 +29,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "explain",
     "inspect",
     "verify",
     "merge",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lorafit.bundle import Contents
     from lorafit.doctor import Findings
     from lorafit.evaluation import Comparison
+    from lorafit.explain import Explanation
     from lorafit.recipe import Recipe
 
 # Read by the libraries when they are imported: their bars, reports and advice stay off our users' terminals.
@@ -296,6 +297,32 @@ def predict(
 
 
 @app.command()
+def explain(
+    bundle: BundleFolder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="One text.")],
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
+    _: Quiet = False,
+) -> None:
+    """Show which words carried a decision.
+
+    By integrated gradients, in log-odds of the decided label; checked by taking the named words out. Needs captum: pip
+    install 'lorafit[explain]'
+    """
+    from lorafit import explain as explaining
+
+    found = explaining.explain(bundle, text, encoder=encoder, allow_different_base=allow_different_base)
+    if page is not None:
+        explaining.write_page(found, page)
+    if as_json:
+        typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
+    else:
+        _print_explanation(found)
+
+
+@app.command()
 def inspect(bundle: BundleFolder) -> None:
     """Show what an adapter holds.
 
@@ -428,6 +455,29 @@ def _print_predictions(answers: list[dict[str, Any]]) -> None:
     for answer in answers:
         table.add_row(answer["label"], *(f"{answer[f'{label}_prob']:.3f}" for label in labels), answer["text"])
     _stdout().print(table)
+
+
+def _print_explanation(found: "Explanation") -> None:
+    """Print the text with green words for the label and red ones against it; where there is no colour, with numbers."""
+    from rich.text import Text
+
+    from lorafit.explain import pieces_of
+
+    console = _stdout()
+    most = max((abs(word.attribution) for word in found.words), default=0.0)
+    shown = Text()
+    for between, word in pieces_of(found):
+        strong = abs(word.attribution) > most / 3
+        colour = ("green" if word.attribution > 0 else "red") if abs(word.attribution) > most / 10 else ""
+        shown.append(between)
+        shown.append(word.word, f"bold {colour}" if strong else colour)
+        if not console.is_terminal:
+            shown.append(f"({word.attribution:+.2f})")
+    typer.echo(f"{found.label}, probability {found.probability:.3f}; for it in green, against it in red")
+    console.print(shown, soft_wrap=True)
+    if found.tokens_unread:
+        typer.echo("The text is longer than the window; the words behind it were not read.")
+    typer.echo(str(found.check))
 
 
 def _print_contents(contents: "Contents") -> None:
