@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import data, doctor, recipe
+from lorafit import data, doctor, pipeline, recipe
 from lorafit.errors import DataError
+from lorafit.runs import Run
 from tests.conftest import Said, texts_and_labels, write_csv
 
 Cli = Callable[..., Said]
@@ -125,6 +126,49 @@ def test_near_duplicates_across_our_splits_are_a_warning(tiny: Path, tmp_path: P
     assert warning.about == "near duplicates"
     assert warning.texts == sum(text in trained for text in held_out) > 0
     assert found.errors == []
+
+
+def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeliest_first(
+    tiny: Path, tmp_path: Path, proved_in_this_process: None
+) -> None:
+    texts, ids = texts_and_labels(200)
+    labels: list[object] = [["neg", "pos"][label_id] for label_id in ids]
+    file = write_csv(tmp_path / "clean.csv", texts, labels)
+    parts = data.split(data.clean(data.open_source(str(file))), 120, 40, 40)
+    wrong = [text for name in ("validation", "test") for text in parts[name].texts[:2] + parts[name].texts[-2:]]
+    flipped = [["neg", "pos"][(text in wrong) ^ label_id] for text, label_id in zip(texts, ids, strict=True)]
+    made = recipe.from_values(
+        {
+            "data": {
+                "source": str(write_csv(tmp_path / "wrong.csv", texts, list(flipped))),
+                "train_size": 120,
+                "validation_size": 40,
+                "test_size": 40,
+                "max_tokens": 64,
+            },
+            "encoder": {"name": str(tiny), "precision": "fp32"},
+            "training": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8},
+        }
+    )
+    run = pipeline.train(made, tmp_path / "run")
+    held_out = {text for name in ("validation", "test") for text in run_texts(run, name)}
+    planted = [text for text in wrong if text in held_out]
+    found = by_about(doctor.examine_run(run))["label errors"]
+    assert (found.severity, len(found.examples)) == ("warning", min(10, found.texts))
+    named = [example.split('"')[1].removesuffix("...") for example in found.examples]
+    assert sum(any(text.startswith(start) for text in planted) for start in named) >= 0.75 * len(planted) > 2
+    assert "labelled neg, the adapter says pos" in "".join(found.examples)
+
+
+def run_texts(run: Run, split: str) -> list[str]:
+    return pipeline.data_of(run).splits[split].texts
+
+
+def test_a_run_keeps_its_own_recipe(cli: Cli, trained: Path) -> None:
+    assert "A run has its own recipe" in cli("doctor", trained, "--small").err
+    said = cli("doctor", trained)
+    assert said.code == 0
+    assert "median" in said.out
 
 
 def test_the_command_prints_everything_and_leaves_with_2_where_something_has_to_be_mended(

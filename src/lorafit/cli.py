@@ -170,7 +170,8 @@ def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = 
 @app.command()
 def doctor(
     source: Annotated[
-        Path, typer.Argument(metavar="RECIPE | DATA_FILE", help="A recipe, or a file with texts and labels.")
+        Path,
+        typer.Argument(metavar="RECIPE | DATA_FILE | RUN", help="A recipe, a file with texts and labels, or a run."),
     ],
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
@@ -179,14 +180,19 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     _: Quiet = False,
 ) -> None:
-    """Look at the data before training.
+    """Look at the data before training, and again after it.
 
-    Counts, lengths beside the window, duplicates, leaks between splits, contradictions, damaged texts. The exit code is
-    2 where something has to be mended.
+    Counts, lengths beside the window, duplicates, leaks between splits, contradictions, damaged texts; after a run the
+    likeliest label errors too (pip install 'lorafit[doctor]'). The exit code is 2 where something has to be mended.
     """
-    from lorafit import doctor
+    from lorafit import doctor, runs
 
-    found = doctor.examine(_chosen_recipe(source, text_column, label_column, tuple(settings or ()), small))
+    if source.is_dir():
+        if text_column or label_column or settings or small:
+            raise RecipeError("A run has its own recipe: no --text-column, --label-column, --set, --small.")
+        found = doctor.examine_run(runs.open_run(source))
+    else:
+        found = doctor.examine(_chosen_recipe(source, text_column, label_column, tuple(settings or ()), small))
     if as_json:
         typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
     else:

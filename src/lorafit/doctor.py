@@ -2,18 +2,20 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 
-from lorafit import data, encoders, findings, pipeline, tables, tokens
+from lorafit import data, encoders, findings, pipeline, predict, tables, tasks, tokens
 from lorafit.data import Source, Texts
-from lorafit.errors import DataError, EncoderError, HubError
+from lorafit.errors import DataError, EncoderError, HubError, LorafitError, RunError
 from lorafit.findings import Finding, Row, Severity
 from lorafit.recipe import Data, Recipe
+from lorafit.runs import Run
 
 _LOST_SHARE = 0.05  # of the tokens, from which on it is a warning
+_LABEL_ERRORS_SHOWN = 10
 _NEVER_CUT = 2**30  # tokens
 
 
@@ -96,6 +98,64 @@ def examine(recipe: Recipe) -> Findings:
         lengths=lengths,
         findings=sorted(found, key=lambda finding: get_args(Severity).index(finding.severity)),
     )
+
+
+def examine_run(run: Run) -> Findings:
+    """Return what `examine` finds in a finished run's data, and the likeliest label errors that the run brought out.
+
+    Those are texts of validation and test whose label the adapter, which was not trained on them, contradicts with
+    confidence (confident learning: Northcutt, Jiang and Chuang 2021, arXiv:1911.00068; by cleanlab).
+
+    Raises:
+        LorafitError: cleanlab is not installed.
+        RunError: the run is not finished, or its data has changed.
+
+    >>> examine_run(runs.open_run("runs/demo")).findings[0].about
+    'label errors'
+    """
+    find_label_issues = _cleanlab()
+    if not run.finished:
+        raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
+    prepared = pipeline.data_of(run)
+    classifier = predict.Classifier.load(run.path, precision=run.record["runtime"]["precision"])
+    held_out = (prepared.validation, prepared.test)
+    texts = [text for split in held_out for text in split.texts]
+    label_ids = np.concatenate([split.label_ids for split in held_out])
+    task = tasks.task_of(label_ids)
+    probabilities = tasks.probabilities(np.concatenate([classifier.logits(split.tokens) for split in held_out]), task)
+    several = task == "multi_label"
+    suspects = find_label_issues(
+        [np.flatnonzero(row).tolist() for row in label_ids] if several else label_ids,
+        probabilities,
+        return_indices_ranked_by="self_confidence",
+        multi_label=several,
+        n_jobs=1,
+    ).tolist()
+    given = tasks.decide(probabilities, task)
+    examples = [_suspicion(texts[place], label_ids[place], given[place], prepared.labels) for place in suspects]
+    found = examine(run.recipe)
+    return replace(found, findings=_label_errors(len(suspects), len(texts), examples) + found.findings)
+
+
+def _suspicion(text: str | tuple[str, str], ids: np.ndarray, given: np.ndarray, labels: list[str]) -> str:
+    label, answer = (", ".join(_names(which, labels)) or "none" for which in (ids, given))
+    return findings.quoted(_joined(text), f"labelled {label}, the adapter says {answer}")
+
+
+def _label_errors(suspects: int, texts: int, examples: list[str]) -> list[Finding]:
+    if not suspects:
+        return []
+    count = f"{suspects:,} of {texts:,} validation and test texts may have a wrong label"
+    sentence = f"{count}, the likeliest first. Read them, and mend those that are wrong."
+    return [Finding("warning", "label errors", sentence, suspects, examples[:_LABEL_ERRORS_SHOWN])]
+
+
+def _cleanlab() -> Any:
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        raise LorafitError("Label errors need cleanlab. Install it with: pip install 'lorafit[doctor]'") from None
+    return find_label_issues
 
 
 def _clean(source: Source, settings: Data, labels: list[str]) -> Texts:

@@ -43,7 +43,7 @@ def find(texts: Sequence[str], threshold: float = THRESHOLD) -> NearDuplicates:
 
     Words are runs of letters and digits, case and tags aside. A text of up to five words is like those with the same
     words only, one without words is like none. The same texts give the same answer. A hundred thousand reviews of 230
-    words take well under a minute and less than 1 GB (results/duplicates.json).
+    words take less than a minute and 2 GB (results/duplicates.json).
 
     Args:
         texts: any number.

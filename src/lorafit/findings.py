@@ -134,7 +134,7 @@ def contradictions(rows: Sequence[Row]) -> list[Finding]:
     sentence = (
         f"{_of(len(groups), 'text stands', 'texts stand')} there with different labels. At most one of them is right."
     )
-    examples = [_quoted(group[0].text, " and ".join(_labelled(_one_a_label(group)))) for group in groups]
+    examples = [quoted(group[0].text, " and ".join(_labelled(_one_a_label(group)))) for group in groups]
     return [Finding("warning", "contradictions", sentence, sum(map(len, groups)), examples[:_EXAMPLES])]
 
 
@@ -152,7 +152,7 @@ def near_duplicates(rows: Sequence[Row]) -> list[Finding]:
         + (f"; {other:,} of these {'holds' if other == 1 else 'hold'} different labels" if other else "")
         + "."
     )
-    examples = [_quoted(group[0].text, " and ".join(_labelled([group[0], group[-1]]))) for group in alike]
+    examples = [quoted(group[0].text, " and ".join(_labelled([group[0], group[-1]]))) for group in alike]
     found = [Finding("note", "near duplicates", sentence, len(members), examples[:_EXAMPLES])]
     return [*_across_splits(alike), *found]
 
@@ -180,7 +180,7 @@ def encodings(rows: Sequence[Row]) -> list[Finding]:
         if hits:
             one = sentence.replace("hold", "holds").replace("look", "looks")
             said = f"{_texts(hits)} {one if len(hits) == 1 else sentence}."
-            examples = [_quoted(row.text, row.place, start) for row, start in hits.items()]
+            examples = [quoted(row.text, row.place, start) for row, start in hits.items()]
             found.append(Finding("warning", about, said, len(hits), examples[:_EXAMPLES]))
     return found
 
@@ -220,12 +220,12 @@ def _pair(one: Row, other: Row) -> str:
 def _finding(
     severity: Severity, about: str, sentence: str, rows: Sequence[Row], place: Callable[[Row], str]
 ) -> Finding:
-    examples = [_quoted(row.text, place(row)) for row in rows[:_EXAMPLES]]
+    examples = [quoted(row.text, place(row)) for row in rows[:_EXAMPLES]]
     return Finding(severity, about, sentence, len(rows), examples)
 
 
-def _quoted(text: str, place: str, start: int = 0) -> str:
-    """Return the place and a piece of the text, from a little before `start`."""
+def quoted(text: str, place: str, start: int = 0) -> str:
+    """Return the place and a piece of the text, from a little before `start`, on one line."""
     first = max(0, start - _SHOWN_CHARACTERS // 2)
     piece = text[first : first + _SHOWN_CHARACTERS]
     before, after = "..." if first else "", "..." if first + len(piece) < len(text) else ""

@@ -174,7 +174,7 @@ def evaluate(run: Run) -> evaluation.Comparison:
 
 
 def _compare(run: Run) -> evaluation.Comparison:
-    test = _data_of(run).test
+    test = data_of(run).test
     classifier = predict.Classifier.load(
         run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
     )
@@ -184,7 +184,7 @@ def _compare(run: Run) -> evaluation.Comparison:
 
 
 def _go_on(run: Run) -> Run:
-    found = _data_of(run)
+    found = data_of(run)
     if encoders.locate(run.recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
         raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
     checkpoint = checkpoints.last(run.checkpoints)
@@ -247,7 +247,7 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
     return run
 
 
-def _data_of(run: Run) -> Prepared:
+def data_of(run: Run) -> Prepared:
     """Return the data that a run was started with; a changed file, split anew, would put training texts into the test.
 
     Raises:
