@@ -63,8 +63,9 @@ def test_a_word_of_many_tokens_is_one_word(trained: Path) -> None:
 
 def test_of_a_text_longer_than_the_window_its_head_is_explained(trained: Path) -> None:
     found = explain(trained, "the good film " * 40)
-    assert found.tokens_unread
+    assert found.is_head
     assert len(found.words) == 62
+    assert found.text == ("the good film " * 40)[: len(found.text)]
 
 
 def test_what_can_not_be_explained_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

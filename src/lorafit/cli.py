@@ -481,8 +481,8 @@ def _print_explanation(found: "Explanation") -> None:
             shown.append(f"({word.attribution:+.2f})")
     typer.echo(f"{found.label}, probability {found.probability:.3f}; for it in green, against it in red")
     console.print(shown, soft_wrap=True)
-    if found.tokens_unread:
-        typer.echo("The text is longer than the window; the words behind it were not read.")
+    if found.is_head:
+        typer.echo("The text is longer than the window: this is the decision on its head.")
     typer.echo(str(found.check))
 
 

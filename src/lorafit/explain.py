@@ -70,7 +70,7 @@ class Explanation:
     `special_tokens` sum to their difference but for `gap`, the error of the integral.
     """
 
-    text: str
+    text: str  # its head, where it is longer than the window
     label: str
     probability: float
     log_odds: float
@@ -78,7 +78,7 @@ class Explanation:
     words: list[Word]
     special_tokens: float
     gap: float
-    tokens_unread: bool
+    is_head: bool
     check: Check
 
     def as_record(self) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def explain(
 ) -> Explanation:
     """Return which words of a text carried an adapter's decision, in fp32.
 
-    Of a text longer than the window its head is explained. Where a text may have several labels, it is the most
-    probable one.
+    Of a text longer than the window its head is explained, as a text of its own. Where a text may have several labels,
+    it is the most probable one.
 
     Args:
         path: a run folder or an adapter directory.
@@ -115,17 +115,15 @@ def explain(
     read = strip_tags(text) if loaded.manifest.html == "strip" else text
     if not read.strip():
         raise DataError("The text is empty; there is nothing to explain.")
-    probabilities = _probabilities(loaded, [read])[0]
+    head, encoded = _head(loaded, read)
+    probabilities = _probabilities(loaded, [head])[0]
     label_id = _decided(loaded, probabilities)
-    encoded = loaded.tokenizer(
-        read, truncation=True, max_length=loaded.manifest.max_tokens, return_offsets_mapping=True
-    )
     ids = torch.tensor([encoded["input_ids"]])
     attributions, log_odds, of_padding = _attributed(loaded, ids, encoded.sequence_ids(0), label_id)
-    words = _words(read, encoded, attributions)
+    words = _words(head, encoded, attributions)
     total = sum(word.attribution for word in words)
     return Explanation(
-        text=read,
+        text=head,
         label=loaded.manifest.labels[label_id],
         probability=float(probabilities[label_id]),
         log_odds=log_odds,
@@ -133,8 +131,8 @@ def explain(
         words=words,
         special_tokens=float(attributions.sum()) - total,
         gap=float(attributions.sum()) - (log_odds - of_padding),
-        tokens_unread=bool(encoded.encodings[0].overflowing),
-        check=_checked(loaded, read, words, label_id, float(probabilities[label_id])),
+        is_head=len(head) < len(read),
+        check=_checked(loaded, head, words, label_id, float(probabilities[label_id])),
     )
 
 
@@ -162,6 +160,21 @@ def pieces_of(explanation: Explanation) -> Iterable[tuple[str, Word]]:
     for word in explanation.words:
         yield explanation.text[end : word.start], word
         end = word.start + len(word.word)
+
+
+def _head(loaded: Loaded, text: str) -> tuple[str, Any]:
+    """Return what the window holds of a text, and its tokens: with words taken out, nothing else must move in."""
+
+    def encoded(some: str) -> Any:
+        return loaded.tokenizer(
+            some, truncation=True, max_length=loaded.manifest.max_tokens, return_offsets_mapping=True
+        )
+
+    found = encoded(text)
+    if not found.encodings[0].overflowing:
+        return text, found
+    head = text[: max(end for _, end in found["offset_mapping"])]
+    return head, encoded(head)
 
 
 def _decided(loaded: Loaded, probabilities: np.ndarray) -> int:
