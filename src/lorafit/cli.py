@@ -479,7 +479,8 @@ def _print_explanation(found: "Explanation") -> None:
         shown.append(word.word, f"bold {colour}" if strong else colour)
         if not console.is_terminal:
             shown.append(f"({word.attribution:+.2f})")
-    typer.echo(f"{found.label}, probability {found.probability:.3f}; for it in green, against it in red")
+    how = "for it in green, against it in red" if console.is_terminal else "for and against it in log-odds"
+    typer.echo(f"{found.label}, probability {found.probability:.3f}; {how}")
     console.print(shown, soft_wrap=True)
     if found.is_head:
         typer.echo("The text is longer than the window: this is the decision on its head.")
