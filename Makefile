@@ -36,6 +36,7 @@ bench-full: .venv/.bench  ## measure everything published into results/, beside 
 	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/speed.py --full
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/table.py
 
 format: .venv/.dev  ## mend format and imports

@@ -16,7 +16,14 @@ import typer
 from lorafit import __version__, console, interrupts
 from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
 from lorafit.files import write_text
-from lorafit.terminal import print_compared, print_evaluation, print_seeds, with_limits
+from lorafit.terminal import (
+    print_compared,
+    print_evaluation,
+    print_explanation,
+    print_findings,
+    print_seeds,
+    with_limits,
+)
 from lorafit.terminal import stdout as _stdout
 from lorafit.terminal import table as _table
 
@@ -165,6 +172,40 @@ def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = 
 
 
 @app.command()
+def doctor(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE | DATA_FILE | RUN", help="A recipe, a file with texts and labels, or a run."),
+    ],
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    settings: Overrides = None,
+    small: Small = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _: Quiet = False,
+) -> None:
+    """Look at the data before training, and again after it.
+
+    Counts, lengths beside the window, duplicates, leaks between splits, contradictions, damaged texts; after a run the
+    likeliest label errors too (pip install 'lorafit[doctor]'). The exit code is 2 where something has to be mended.
+    """
+    from lorafit import doctor, runs
+
+    if source.is_dir():
+        if text_column or label_column or settings or small:
+            raise RecipeError("A run has its own recipe: no --text-column, --label-column, --set, --small.")
+        found = doctor.examine_run(runs.open_run(source))
+    else:
+        found = doctor.examine(_chosen_recipe(source, text_column, label_column, tuple(settings or ()), small))
+    if as_json:
+        typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
+    else:
+        print_findings(found)
+    if found.errors:
+        raise typer.Exit(2)
+
+
+@app.command()
 def train(
     source: Annotated[
         Path | None,
@@ -301,6 +342,32 @@ def predict(
         typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
     else:
         _print_predictions(answers)
+
+
+@app.command()
+def explain(
+    bundle: BundleFolder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="One text.")],
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
+    _: Quiet = False,
+) -> None:
+    """Show which words carried a decision.
+
+    By integrated gradients, in log-odds of the decided label; checked by taking the named words out. Needs captum: pip
+    install 'lorafit[explain]'
+    """
+    from lorafit import explain as explaining
+
+    found = explaining.explain(bundle, text, encoder=encoder, allow_different_base=allow_different_base)
+    if page is not None:
+        explaining.write_page(found, page)
+    if as_json:
+        typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
+    else:
+        print_explanation(found)
 
 
 @app.command()

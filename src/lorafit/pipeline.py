@@ -59,7 +59,7 @@ def fetch(recipe: Recipe) -> None:
     source = data.open_source(recipe.data.source, refresh=True)
     say(f"Data: {source.place}, {len(source.table):,} rows")
     if recipe.data.test_source:
-        test = _open_test(recipe.data, refresh=True)
+        test = open_test(recipe.data, refresh=True)
         say(f"Test data: {test.place}, {len(test.table):,} rows")
 
 
@@ -69,7 +69,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
     encoders.refuse_long_window(files, tokenizer, recipe.data.max_tokens)
     source = data.open_source(recipe.data.source)
-    test_source = _open_test(recipe.data) if recipe.data.test_source else None
+    test_source = open_test(recipe.data) if recipe.data.test_source else None
     key = prepared.key_of(
         {
             "data": recipe.data.model_dump(),
@@ -81,8 +81,8 @@ def prepare(recipe: Recipe) -> Prepared:
     found = prepared.find(key)
     known = found is not None
     if found is None:
-        pool = _clean(source, recipe.data, recipe.data.labels)
-        test = _clean(test_source, recipe.data, pool.labels) if test_source else None
+        pool = clean(source, recipe.data, recipe.data.labels)
+        test = clean(test_source, recipe.data, pool.labels) if test_source else None
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
         parts = data.split(pool, *sizes, seed=recipe.seed, test=test)
         found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens, recipe.data.long_text)
@@ -165,11 +165,11 @@ def evaluate(run: Run, baselines: Sequence[str] = ()) -> evaluation.Comparison:
 
     >>> evaluate(run, baselines=["frozen"]).accuracy_interval
     """
-    return evaluation.Comparison.from_record(assessment.assess(run, _data_of, baselines))
+    return evaluation.Comparison.from_record(assessment.assess(run, data_of, baselines))
 
 
 def _go_on(run: Run) -> Run:
-    found = _data_of(run)
+    found = data_of(run)
     if encoders.locate(run.recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
         raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
     checkpoint = checkpoints.last(run.checkpoints)
@@ -192,13 +192,15 @@ def _naming_the_way_on(run: Run) -> Iterator[None]:
         raise
 
 
-def _open_test(settings: Data, *, refresh: bool = False) -> data.Source:
+def open_test(settings: Data, *, refresh: bool = False) -> data.Source:
+    """Return the source that `data.test_source` names: a split of the recipe's own source, or one by itself."""
     if settings.test_source.startswith("split:"):  # of the source, which is refreshed by itself
         return data.open_source(settings.source, split=settings.test_source.removeprefix("split:"))
     return data.open_source(settings.test_source, refresh=refresh)
 
 
-def _clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
+def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
+    """Return a source's texts and label ids, checked, by the recipe's [data] table."""
     return data.clean(
         source,
         text=settings.text,
@@ -230,7 +232,7 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
     return run
 
 
-def _data_of(run: Run) -> Prepared:
+def data_of(run: Run) -> Prepared:
     """Return the data that a run was started with; a changed file, split anew, would put training texts into the test.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Results as text on standard output: an evaluation, seeds, a comparison."""
+"""Results as text on standard output: an evaluation, seeds, a comparison, findings, an explanation."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,12 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from lorafit.doctor import Findings
+    from lorafit.explain import Explanation
+
+_MOST_CLASSES = 20  # in a table
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def print_evaluation(test: dict[str, Any]) -> None:
@@ -63,6 +69,60 @@ def print_compared(compared: dict[str, Any]) -> None:
         )
     stdout().print(rows)
     typer.echo(f"\n{compared['note']}")
+
+
+def print_findings(found: "Findings") -> None:
+    """Print what the doctor found: counts, lengths, and a row a finding."""
+    from rich.text import Text
+
+    splits = [name for name, count in found.texts.items() if count]
+    counts = table("label", *splits, "share")
+    by_count = sorted(found.classes.items(), key=lambda item: -item[1]["all"])
+    for label, texts in by_count[:_MOST_CLASSES]:
+        share = f"{texts['all'] / found.texts['all']:.1%}"
+        counts.add_row(label, *(f"{texts[name]:,}" for name in splits), share)
+    if len(by_count) > _MOST_CLASSES:
+        counts.add_row(f"and {len(by_count) - _MOST_CLASSES} more")
+    counts.add_row("texts", *(f"{found.texts[name]:,}" for name in splits))
+    stdout().print(counts)
+    if found.lengths is not None:
+        lengths = found.lengths
+        typer.echo(
+            f"\ntokens a text: median {lengths.median:,}, 95% have up to {lengths.percentile_95:,}, the longest "
+            f"{lengths.longest:,}; data.max_tokens is {lengths.max_tokens:,}"
+        )
+    typer.echo("")
+    rows = table("", "about", found.source)
+    for finding in found.findings:
+        said = "\n".join([finding.sentence, *(f"  {example}" for example in finding.examples)])
+        rows.add_row(Text(finding.severity, _SEVERITY_STYLES[finding.severity]), finding.about, said)
+    if not found.findings:
+        rows.add_row("", "", "Nothing stands out.")
+    stdout().print(rows)
+
+
+def print_explanation(found: "Explanation") -> None:
+    """Print the text with green words for the label and red ones against it; where there is no colour, with numbers."""
+    from rich.text import Text
+
+    from lorafit.explain import pieces_of
+
+    console = stdout()
+    most = max((abs(word.attribution) for word in found.words), default=0.0)
+    shown = Text()
+    for between, word in pieces_of(found):
+        strong = abs(word.attribution) > most / 3
+        colour = ("green" if word.attribution > 0 else "red") if abs(word.attribution) > most / 10 else ""
+        shown.append(between)
+        shown.append(word.word, f"bold {colour}" if strong else colour)
+        if not console.is_terminal:
+            shown.append(f"({word.attribution:+.2f})")
+    how = "for it in green, against it in red" if console.is_terminal else "for and against it in log-odds"
+    typer.echo(f"{found.label}, probability {found.probability:.3f}; {how}")
+    console.print(shown, soft_wrap=True)
+    if found.is_head:
+        typer.echo("The text is longer than the window: this is the decision on its head.")
+    typer.echo(str(found.check))
 
 
 def with_limits(scores: dict[str, Any]) -> str:

@@ -1,0 +1,249 @@
+"""The data looked at before training: counts, lengths, findings in plain words. It goes on where training refuses."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+
+from lorafit import data, encoders, findings, pipeline, predict, tables, tasks, tokens
+from lorafit.data import Source, Texts
+from lorafit.errors import DataError, EncoderError, HubError, LorafitError, RunError
+from lorafit.findings import Finding, Row, Severity
+from lorafit.recipe import Data, Recipe
+from lorafit.runs import Run
+
+_LOST_SHARE = 0.05  # of the tokens, from which on it is a warning
+_LABEL_ERRORS_SHOWN = 10
+_NEVER_CUT = 2**30  # tokens
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens a text, special ones included, beside the window."""
+
+    max_tokens: int
+    median: int
+    percentile_95: int
+    longest: int
+    share_of_texts_longer: float
+    share_of_tokens_beyond: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `examine` found: counts, lengths (None where they can't be measured), and findings, the gravest first."""
+
+    source: str
+    texts: dict[str, int]  # by split; "all" is everything there is
+    classes: dict[str, dict[str, int]]  # by label and split
+    lengths: Lengths | None
+    findings: list[Finding]
+
+    @property
+    def errors(self) -> list[Finding]:
+        """What has to be mended."""
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    def as_record(self) -> dict[str, Any]:
+        """Return all of it as plain values."""
+        return asdict(self)
+
+
+def examine(recipe: Recipe) -> Findings:
+    """Return what there is to know about a recipe's data; nothing is trained, and nothing written.
+
+    Raises:
+        DataError: what can't be read as texts with labels: no such file or column, rows without a label.
+        HubError: the Hub does not have it, or can't be reached.
+
+    >>> [finding.sentence for finding in examine(recipe.load("recipes/demo.toml")).errors]
+    []
+    """
+    settings = recipe.data
+    source = data.open_source(settings.source)
+    test_source = pipeline.open_test(settings) if settings.test_source else None
+    pool = _clean(source, settings, settings.labels)
+    test = _clean(test_source, settings, pool.labels) if test_source else None
+    parts, refused = _split(recipe, pool, test)
+    rows = _rows(source, settings, pool, {name: part for name, part in parts.items() if name != "test" or test is None})
+    found = refused + _empty(source, settings)
+    texts = pool.texts
+    if test_source is not None and test is not None:
+        own = {"test": parts.get("test", test)}
+        rows += _rows(test_source, settings, test, own, settings.test_source)
+        found += _empty(test_source, settings)
+        texts = texts + test.texts
+    lengths, unmeasured = _measured(recipe, texts)
+    found += [
+        *unmeasured,
+        *findings.missing_classes(rows, pool.labels),
+        *findings.too_few(rows, pool.labels),
+        *findings.leaks(rows),
+        *findings.contradictions(rows),
+        *findings.encodings(rows),
+        *findings.near_duplicates(rows),
+        *findings.repeated(rows),
+        *findings.markup(rows, settings.html),
+    ]
+    splits = defaultdict(list)
+    for row in rows:
+        for label in row.labels:
+            splits[label].append(row.split)
+    return Findings(
+        source=settings.source,
+        texts=_by_split(row.split for row in rows),
+        classes={label: _by_split(splits[label]) for label in pool.labels},
+        lengths=lengths,
+        findings=sorted(found, key=lambda finding: get_args(Severity).index(finding.severity)),
+    )
+
+
+def examine_run(run: Run) -> Findings:
+    """Return what `examine` finds in a finished run's data, and the likeliest label errors that the run brought out.
+
+    Those are texts of validation and test whose label the adapter, which was not trained on them, contradicts with
+    confidence (confident learning: Northcutt, Jiang and Chuang 2021, arXiv:1911.00068; by cleanlab).
+
+    Raises:
+        LorafitError: cleanlab is not installed.
+        RunError: the run is not finished, or its data has changed.
+
+    >>> examine_run(runs.open_run("runs/demo")).findings[0].about
+    'label errors'
+    """
+    find_label_issues = _cleanlab()
+    if not run.finished:
+        raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
+    prepared = pipeline.data_of(run)
+    classifier = predict.Classifier.load(run.path, precision=run.record["runtime"]["precision"])
+    held_out = (prepared.validation, prepared.test)
+    texts = [text for split in held_out for text in split.texts]
+    label_ids = np.concatenate([split.label_ids for split in held_out])
+    task = tasks.task_of(label_ids)
+    probabilities = tasks.probabilities(np.concatenate([classifier.logits(split.tokens) for split in held_out]), task)
+    several = task == "multi_label"
+    suspects = find_label_issues(
+        [np.flatnonzero(row).tolist() for row in label_ids] if several else label_ids,
+        probabilities,
+        return_indices_ranked_by="self_confidence",
+        multi_label=several,
+        n_jobs=1,
+    ).tolist()
+    given = tasks.decide(probabilities, task)
+    examples = [_suspicion(texts[place], label_ids[place], given[place], prepared.labels) for place in suspects]
+    found = examine(run.recipe)
+    return replace(found, findings=_label_errors(len(suspects), len(texts), examples) + found.findings)
+
+
+def _suspicion(text: str | tuple[str, str], ids: np.ndarray, given: np.ndarray, labels: list[str]) -> str:
+    label, answer = (", ".join(_names(which, labels)) or "none" for which in (ids, given))
+    return findings.quoted(_joined(text), f"labelled {label}, the adapter says {answer}")
+
+
+def _label_errors(suspects: int, texts: int, examples: list[str]) -> list[Finding]:
+    if not suspects:
+        return []
+    count = f"{suspects:,} of {texts:,} validation and test texts may have a wrong label"
+    sentence = f"{count}, the likeliest first. Read them, and mend those that are wrong."
+    return [Finding("warning", "label errors", sentence, suspects, examples[:_LABEL_ERRORS_SHOWN])]
+
+
+def _cleanlab() -> Any:
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError:
+        raise LorafitError("Label errors need cleanlab. Install it with: pip install 'lorafit[doctor]'") from None
+    return find_label_issues
+
+
+def _clean(source: Source, settings: Data, labels: list[str]) -> Texts:
+    return pipeline.clean(source, settings.model_copy(update={"on_empty": "drop"}), labels)
+
+
+def _split(recipe: Recipe, pool: Texts, test: Texts | None) -> tuple[dict[str, Texts], list[Finding]]:
+    """Return the splits as training makes them; none, and what it would say, where it refuses."""
+    sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
+    try:
+        return data.split(pool, *sizes, seed=recipe.seed, test=test), []
+    except DataError as error:
+        return {}, [Finding("error", "splits", str(error))]
+
+
+def _rows(source: Source, settings: Data, texts: Texts, parts: dict[str, Texts], test_source: str = "") -> list[Row]:
+    """Return a source's texts with their labels by name, their row in the source, and their split.
+
+    Identical texts stand in one split: a text alone tells which.
+    """
+    homes = {text: name for name, part in parts.items() for text in part.texts}
+    without = set(_rows_without_text(source, settings))
+    numbers = (row + 1 for row in range(len(source.table)) if row not in without)
+    return [
+        Row(number, _joined(text), _names(ids, texts.labels), homes.get(text, ""), test_source)
+        for number, text, ids in zip(numbers, texts.texts, texts.label_ids, strict=True)
+    ]
+
+
+def _names(ids: int | np.ndarray, labels: list[str]) -> tuple[str, ...]:
+    """Return the labels of one text, from its id or from its row of 0 and 1."""
+    places = [int(ids)] if np.ndim(ids) == 0 else np.flatnonzero(ids).tolist()
+    return tuple(labels[place] for place in places)
+
+
+def _joined(text: str | tuple[str, str]) -> str:
+    return text if isinstance(text, str) else "\n".join(text)
+
+
+def _empty(source: Source, settings: Data) -> list[Finding]:
+    empty = _rows_without_text(source, settings)
+    if not empty:
+        return []
+    count = f"{source.place}: {len(empty):,} of {len(source.table):,} rows have no text ({data.name_rows(empty)})"
+    if settings.on_empty == "drop":
+        return [Finding("note", "empty texts", f"{count}; they are left out.", len(empty))]
+    advice = 'Training refuses them. Mend them, or leave them out with data.on_empty = "drop".'
+    return [Finding("error", "empty texts", f"{count}. {advice}", len(empty))]
+
+
+def _rows_without_text(source: Source, settings: Data) -> list[int]:
+    names = [name for name in (settings.text, settings.text_pair) if name]
+    columns = [tables.column(source.table, name, source.place) for name in names]
+
+    def is_empty(cell: Any) -> bool:
+        return not isinstance(cell, str) or not (data.strip_tags(cell) if settings.html == "strip" else cell).strip()
+
+    return [row for row, cells in enumerate(zip(*columns, strict=True)) if any(map(is_empty, cells))]
+
+
+def _measured(recipe: Recipe, texts: list[str]) -> tuple[Lengths | None, list[Finding]]:
+    """Return the texts' lengths and what there is to say of them; the encoder's own fault, where it has one."""
+    max_tokens = recipe.data.max_tokens
+    try:
+        files = encoders.locate(recipe.encoder.name)
+        tokenizer = encoders.load_tokenizer(files.folder, files.name)
+        encoders.refuse_long_window(files, tokenizer, max_tokens)
+    except (EncoderError, HubError) as error:
+        return None, [Finding("error", "encoder", f"The texts' lengths were not measured. {error}")]
+    counts = tokens.encode(texts, tokenizer, _NEVER_CUT).lengths
+    median, percentile_95 = np.percentile(counts, [50, 95]).round().astype(int).tolist()
+    longer, beyond = counts > max_tokens, np.maximum(counts - max_tokens, 0).sum() / counts.sum()
+    lengths = Lengths(max_tokens, median, percentile_95, int(counts.max()), float(longer.mean()), float(beyond))
+    return lengths, _too_long(lengths, int(longer.sum()), recipe.data.long_text)
+
+
+def _too_long(lengths: Lengths, texts: int, long_text: str) -> list[Finding]:
+    if not texts:
+        return []
+    longer = f"{lengths.share_of_texts_longer:.1%} of the texts are longer than {lengths.max_tokens} tokens"
+    if long_text.startswith("windows"):
+        return [Finding("note", "long texts", f"{longer}; they are read in windows, and nothing is lost.", texts)]
+    lost = f"{lengths.share_of_tokens_beyond:.1%} of all tokens are not read"
+    advice = "A larger data.max_tokens, or data.long_text, reads more."
+    severity: Severity = "warning" if lengths.share_of_tokens_beyond > _LOST_SHARE else "note"
+    return [Finding(severity, "long texts", f"{longer} and are cut: {lost}. {advice}", texts)]
+
+
+def _by_split(splits: Iterable[str]) -> dict[str, int]:
+    counts = Counter(splits)
+    return {"all": counts.total()} | {name: counts[name] for name in data.SPLITS}

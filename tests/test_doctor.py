@@ -1,0 +1,190 @@
+"""The data doctor: what is planted in a file is found from the recipe on, and clean data passes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorafit import data, doctor, pipeline, recipe
+from lorafit.errors import DataError
+from lorafit.runs import Run
+from tests.conftest import Said, texts_and_labels, write_csv
+
+Cli = Callable[..., Said]
+
+
+def recipe_for(source: Path, tiny: Path, **settings: object) -> recipe.Recipe:
+    return recipe.from_values(
+        {"data": {"source": str(source), "max_tokens": 64, **settings}, "encoder": {"name": str(tiny)}}
+    )
+
+
+def reviews_with(folder: Path, *planted: tuple[str, str], name: str = "planted.csv", seed: int = 0) -> Path:
+    texts, ids = texts_and_labels(100, seed)
+    labels: list[object] = [["neg", "pos"][label_id] for label_id in ids]
+    return write_csv(folder / name, texts + [text for text, _ in planted], labels + [label for _, label in planted])
+
+
+def by_about(found: doctor.Findings) -> dict[str, doctor.Finding]:
+    return {finding.about: finding for finding in found.findings}
+
+
+def test_clean_data_is_counted_and_nothing_stands_out(tiny_recipe: Callable[..., Any]) -> None:
+    found = doctor.examine(tiny_recipe())
+    assert found.findings == []
+    assert found.texts == {"all": 200, "train": 120, "validation": 40, "test": 40}
+    assert found.classes["neg"] == {"all": 100, "train": 60, "validation": 20, "test": 20}
+    assert found.lengths is not None
+    assert found.lengths.share_of_texts_longer == 0
+
+
+def test_each_plant_is_found_with_its_row(tiny: Path, tmp_path: Path) -> None:
+    texts, _ = texts_and_labels(100)
+    file = reviews_with(tmp_path, (texts[0], "neg"), (texts[1], "neg"), (texts[2].upper(), "neg"), ("cafÃ©", "pos"))
+    found = by_about(doctor.examine(recipe_for(file, tiny)))
+    assert found["duplicates"].texts == 2
+    assert "row 1 and row 101" in found["duplicates"].examples[0]
+    assert "row 2 (pos) and row 102 (neg)" in found["contradictions"].examples[0]
+    assert "row 3" in found["near duplicates"].examples[0]
+    assert "row 104" in found["wrong encoding"].examples[0]
+
+
+def test_empty_texts_are_an_error_where_training_refuses_them_and_rows_keep_their_numbers(
+    tiny: Path, tmp_path: Path
+) -> None:
+    file = reviews_with(tmp_path, ("", "neg"), ("<br />", "pos"), ("a bell\x07", "pos"))
+    found = by_about(doctor.examine(recipe_for(file, tiny, html="strip")))
+    assert found["empty texts"].severity == "error"
+    assert "2 of 103 rows have no text (rows 101, 102, counted after the header)" in found["empty texts"].sentence
+    assert "row 103" in found["control characters"].examples[0]
+    dropped = by_about(doctor.examine(recipe_for(file, tiny, on_empty="drop")))
+    assert (dropped["empty texts"].severity, dropped["empty texts"].texts) == ("note", 1)
+
+
+def test_a_test_file_that_overlaps_with_training_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    texts, _ = texts_and_labels(100)
+    test = reviews_with(tmp_path, (texts[4], "neg"), name="test.csv", seed=1)
+    file = reviews_with(tmp_path)
+    found = doctor.examine(recipe_for(file, tiny, test_source=str(test), test_size=1.0))
+    assert [finding.about for finding in found.errors] == ["leak"]
+    assert f"{test} row 101 and row 5" in found.errors[0].examples[0]
+    assert found.texts["test"] == 101
+    apart = reviews_with(tmp_path, name="apart.csv", seed=1)
+    assert doctor.examine(recipe_for(file, tiny, test_source=str(apart), test_size=1.0)).errors == []
+
+
+def test_splits_that_training_refuses_are_an_error_and_the_rest_is_still_said(tiny: Path, tmp_path: Path) -> None:
+    file = reviews_with(tmp_path, ("the odd one", "odd"), ("the odd one", "neg"))
+    found = doctor.examine(recipe_for(file, tiny))
+    assert [finding.about for finding in found.errors] == ["splits"]
+    assert "Too few examples of 'odd'" in found.errors[0].sentence
+    assert found.texts["train"] == 0
+    assert {"rare classes", "contradictions"} <= by_about(found).keys()
+
+
+def test_what_the_window_cuts_off_is_measured(tiny: Path, tmp_path: Path) -> None:
+    texts, ids = ["film " * 18, "film " * 6] * 10, [0, 1] * 10
+    file = write_csv(tmp_path / "long.csv", texts, list(ids))
+    found = doctor.examine(recipe_for(file, tiny, max_tokens=10))  # 20 and 8 tokens with the two special ones
+    assert found.lengths == doctor.Lengths(10, 14, 20, 20, 0.5, pytest.approx(100 / 280))
+    assert by_about(found)["long texts"].severity == "warning"
+    in_windows = doctor.examine(recipe_for(file, tiny, max_tokens=10, long_text="windows:mean"))
+    assert by_about(in_windows)["long texts"].severity == "note"
+
+
+def test_an_encoder_that_can_not_read_so_much_is_an_error_beside_the_others(reviews: Path, tiny: Path) -> None:
+    found = doctor.examine(recipe_for(reviews, tiny, max_tokens=512))
+    assert found.lengths is None
+    assert "reads at most 64 tokens" in found.errors[0].sentence
+    assert found.texts["all"] == 200
+
+
+def test_data_that_are_no_texts_with_labels_are_refused_in_one_sentence(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="rows have no label in column 'label'"):
+        doctor.examine(recipe_for(reviews_with(tmp_path, ("a text", "")), tiny))
+    with pytest.raises(DataError, match="has no column 'review'"):
+        doctor.examine(recipe_for(reviews_with(tmp_path), tiny, text="review"))
+
+
+def test_the_labels_of_a_text_are_named_for_either_task() -> None:
+    assert doctor._names(1, ["neg", "pos"]) == ("pos",)
+    assert doctor._names(np.array([1, 0, 1]), ["a", "b", "c"]) == ("a", "c")
+    assert doctor._names(np.array([0, 0]), ["a", "b"]) == ()
+
+
+def test_near_duplicates_across_our_splits_are_a_warning(tiny: Path, tmp_path: Path) -> None:
+    texts, ids = texts_and_labels(60)
+    file = write_csv(tmp_path / "twice.csv", texts + [text.upper() for text in texts], [*ids, *ids])
+    found = doctor.examine(recipe_for(file, tiny))
+    warning = next(finding for finding in found.findings if finding.severity == "warning")
+    made = data.split(data.clean(data.open_source(str(file))), 0.7, 0.15, 0.15)
+    trained = {text.lower() for text in made["train"].texts}
+    held_out = [text.lower() for name in ("validation", "test") for text in made[name].texts]
+    assert warning.about == "near duplicates"
+    assert warning.texts == sum(text in trained for text in held_out) > 0
+    assert found.errors == []
+
+
+def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeliest_first(
+    tiny: Path, tmp_path: Path, proved_in_this_process: None
+) -> None:
+    texts, ids = texts_and_labels(200)
+    labels: list[object] = [["neg", "pos"][label_id] for label_id in ids]
+    file = write_csv(tmp_path / "clean.csv", texts, labels)
+    parts = data.split(data.clean(data.open_source(str(file))), 120, 40, 40)
+    wrong = [text for name in ("validation", "test") for text in parts[name].texts[:2] + parts[name].texts[-2:]]
+    flipped = [["neg", "pos"][(text in wrong) ^ label_id] for text, label_id in zip(texts, ids, strict=True)]
+    made = recipe.from_values(
+        {
+            "data": {
+                "source": str(write_csv(tmp_path / "wrong.csv", texts, list(flipped))),
+                "train_size": 120,
+                "validation_size": 40,
+                "test_size": 40,
+                "max_tokens": 64,
+            },
+            "encoder": {"name": str(tiny), "precision": "fp32"},
+            "training": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8},
+        }
+    )
+    run = pipeline.train(made, tmp_path / "run")
+    held_out = {text for name in ("validation", "test") for text in run_texts(run, name)}
+    planted = [text for text in wrong if text in held_out]
+    found = by_about(doctor.examine_run(run))["label errors"]
+    assert (found.severity, len(found.examples)) == ("warning", min(10, found.texts))
+    named = [example.split('"')[1].removesuffix("...") for example in found.examples]
+    assert sum(any(text.startswith(start) for text in planted) for start in named) >= 0.75 * len(planted) > 2
+    assert "labelled neg, the adapter says pos" in "".join(found.examples)
+
+
+def run_texts(run: Run, split: str) -> list[str]:
+    return pipeline.data_of(run).splits[split].texts
+
+
+def test_a_run_keeps_its_own_recipe(cli: Cli, trained: Path) -> None:
+    assert "A run has its own recipe" in cli("doctor", trained, "--small").err
+    said = cli("doctor", trained)
+    assert said.code == 0
+    assert "median" in said.out
+
+
+def test_the_command_prints_everything_and_leaves_with_2_where_something_has_to_be_mended(
+    cli: Cli, tiny: Path, tmp_path: Path
+) -> None:
+    file = reviews_with(tmp_path, ("", "neg"), ("a bell\x07", "pos"))
+    settings = ["-s", f"encoder.name={tiny}", "-s", "data.max_tokens=64"]
+    said = cli("doctor", file, *settings)
+    assert said.code == 2
+    assert "Traceback" not in said.err
+    assert all(
+        word in said.out for word in ("error", "empty texts", "warning", "control characters", "50.5%", "median")
+    )
+    as_json = cli("doctor", file, "--json", "--quiet", *settings)
+    assert (as_json.code, json.loads(as_json.out)["texts"]["all"]) == (2, 101)
+    clean = cli("doctor", reviews_with(tmp_path, name="clean.csv"), *settings)
+    assert (clean.code, "Nothing stands out." in clean.out) == (0, True)
+    refused = cli("doctor", file, "--label-column", "nothing", "--text-column", "text", *settings)
+    assert (refused.code, refused.err.count("Error: ")) == (2, 1)
