@@ -261,7 +261,16 @@ def test_the_terminal_shows_our_words_only(tiny_recipe: Any, tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-m", "lorafit", "train", str(file)], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    starts = ("Data: ", "Encoder: ", "Labels: ", "Training: ", "Proving ", "Trained in ", "What did it gain? ")
+    starts = (
+        "Data: ",
+        "Encoder: ",
+        "Labels: ",
+        "Training: ",
+        "Calibrated: ",
+        "Proving ",
+        "Trained in ",
+        "What did it gain? ",
+    )
     assert [line for line in done.stderr.splitlines() if not line.startswith(starts)] == []
     assert done.stdout == ""
 
