@@ -18,21 +18,17 @@ from lorafit import (
     Classifier,
     adapter,
     calibration,
-    checkpoints,
-    encoders,
     families,
     manifest,
     pipeline,
     predict,
     proof,
-    runs,
     tasks,
 )
 from lorafit.errors import EncoderError, RecipeError
 from tests.conftest import texts_and_labels, write_csv
 from tests.small_encoders import CONFIGS, batch
 from tests.test_families import classifier_of
-from tests.test_variants import FP32
 
 pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 
@@ -61,25 +57,34 @@ def test_on_300_texts_it_is_off_by_chance_more_than_by_our_doubt() -> None:
     assert abs(np.mean(found) - 2) < np.std(found) / 2
 
 
-@pytest.mark.parametrize("task", ["single_label", "multi_label"])
-@pytest.mark.parametrize("margin", [0.5, 4.0, 40.0])
-def test_where_all_texts_are_right_probabilities_are_as_sure_as_so_few_texts_allow(margin: float, task: str) -> None:
-    """However far apart the logits are: 300 texts without an error do not show that there are none in a million."""
+def separated(margin: float, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits of 300 texts that are all on the right side, about as far from the other one."""
     chance = np.random.default_rng(0)
     label_ids = np.eye(2, dtype=np.int64)[chance.integers(2, size=300)]
-    logits = (
-        (2 * label_ids - 1) * margin * chance.uniform(0.8, 1.2, size=(300, 1)) / (2 if task == "single_label" else 1)
-    )
-    given = label_ids if task == "multi_label" else label_ids.argmax(axis=1)
-    temperature = calibration.fit_temperature(logits, given)
-    found = tasks.probabilities(logits / temperature, tasks.task_of(given))
-    errors = 1 / (given.size + 2)
-    assert found.max(axis=1).mean() == pytest.approx(1 - errors, rel=1e-3)
-    assert found.max() < 1 - 1e-5
-    assert calibration.COLDEST < temperature < calibration.HOTTEST
+    logits = (2 * label_ids - 1) * margin * chance.uniform(0.8, 1.2, size=(300, 1))
+    return (logits, label_ids) if task == "multi_label" else (logits / 2, label_ids.argmax(axis=1))
 
 
-def test_logits_that_say_nothing_end_at_the_limit() -> None:
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+@pytest.mark.parametrize("margin", [0.5, 4.0])
+def test_where_all_texts_are_right_probabilities_get_as_sure_as_so_few_texts_allow(margin: float, task: str) -> None:
+    """300 texts without an error do not show that there is none in a million."""
+    logits, label_ids = separated(margin, task)
+    temperature = calibration.fit_temperature(logits, label_ids)
+    found = tasks.probabilities(logits / temperature, tasks.task_of(label_ids))
+    assert found.max(axis=1).mean() == pytest.approx(1 - 1 / (label_ids.size + 2), rel=1e-3)
+    assert 1e-5 < found.min() < found.max() < 1 - 1e-5
+    assert calibration.COLDEST < temperature < 1
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_a_temperature_that_lowers_no_loss_is_not_used(task: str) -> None:
+    assert calibration.fit_temperature(*separated(40.0, task)) == 1
+    logits, label_ids = separated(40.0, task)
+    assert calibration.fit_temperature(np.zeros_like(logits), label_ids) == 1
+
+
+def test_logits_that_are_worse_than_chance_end_at_the_limit() -> None:
     logits, label_ids = drawn(500, 2)
     assert calibration.fit_temperature(-logits, label_ids) == pytest.approx(calibration.HOTTEST, rel=1e-4)
 
@@ -225,46 +230,58 @@ def test_a_head_without_a_layer_that_gives_the_labels_is_refused() -> None:
     assert all(torch.equal(weight, before[name]) for name, weight in adapter.trained_weights(model).items())
 
 
-def test_plain_peft_answers_with_the_logits_of_training_divided_by_the_temperature(trained: Path, tiny: Path) -> None:
-    run = runs.open_run(trained)
-    made = manifest.read(run.adapter)
-    assert made.temperature == run.record["temperature"]
-    assert abs(made.temperature - 1) > 0.01
-    assert made.thresholds is None
-    base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
-    plain = PeftModel.from_pretrained(base, run.adapter).eval()
-    ours = Classifier.load(run.path, precision="fp32")
-    texts = texts_and_labels(20, seed=5)[0]
-    encoded = ours._loaded.encode(texts)
-    calibrated = predict.plain_logits(plain, encoded, 0)
-    np.testing.assert_allclose(ours.probabilities(texts), tasks.probabilities(calibrated, "single_label"), atol=1e-5)
-    last = checkpoints.last(run.checkpoints)
-    assert last is not None
-    files = encoders.locate(str(tiny))
-    encoder = encoders.load(files, made.labels, seed=made.seed)
-    model = adapter.attach(encoder.model, fresh=encoder.fresh)
-    model.load_state_dict(checkpoints.load(last)[0]["best"].tensors, strict=False)
-    before = predict.logits(model, encoded, 0, FP32)
-    np.testing.assert_allclose(calibrated, before / made.temperature, atol=1e-5)
+@pytest.fixture(scope="module")
+def overconfident(tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Build recipes of a training whose labels are wrong for every sixth text, which it learns by heart."""
+    texts, labels = texts_and_labels(200)
+    wrong = [1 - label if number % 6 == 0 else label for number, label in enumerate(labels)]
+    noisy = write_csv(tmp_path_factory.mktemp("noisy") / "noisy.csv", texts, list(wrong))
+
+    def build(**adapter: Any) -> Any:
+        settings = {"thresholds": "f1", "threads": 1, "epochs": 6}
+        return tiny_recipe(data={"source": str(noisy)}, training=settings, adapter=adapter)
+
+    return build
+
+
+@pytest.mark.filterwarnings("ignore:After epoch")
+@pytest.mark.parametrize("init", ["default", "pissa"])
+def test_what_is_fitted_on_validation_reaches_the_bundle_and_plain_peft_once(
+    init: str,
+    overconfident: Callable[..., Any],
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    made, save = overconfident(init=init), proof.save
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(proof, "save", die)
+    with pytest.raises(KeyboardInterrupt):  # when the temperature is in the head already
+        pipeline.train(made, tmp_path / "run")
+    monkeypatch.setattr(proof, "save", save)
+    run = pipeline.resume(tmp_path / "run")
+    assert f"\nCalibrated: temperature {run.record['temperature']:.3g} (validation loss " in capfd.readouterr().err
+    bundle = manifest.read(run.adapter)
+    assert bundle.temperature == run.record["temperature"]
+    assert abs(bundle.temperature - 1) > 0.05
     assert proof.verify(run.adapter).gap <= 1e-5
 
-
-@pytest.mark.parametrize("init", ["default", "pissa"])
-def test_the_fit_on_validation_is_said_and_kept_with_the_thresholds_that_were_asked_for(
-    init: str, tiny_recipe: Callable[..., Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    made = tiny_recipe(training={"thresholds": "f1", "epochs": 2, "learning_rate": 1e-2}, adapter={"init": init})
-    run = pipeline.train(made, tmp_path / "run")
-    assert "\nCalibrated: temperature " in capfd.readouterr().err
-    bundle = manifest.read(run.adapter)
     held_out = pipeline.prepare(made).validation
     ours = Classifier.load(run.path, precision="fp32")
-    logits = ours.logits(held_out.tokens)
-    assert bundle.temperature != 1
-    refitted = calibration.fit(logits, held_out.label_ids, thresholds=True)
-    assert refitted.temperature == pytest.approx(1, abs=1e-3)  # it holds the temperature already, once
-    assert refitted.loss == pytest.approx(run.record["calibrated_validation_loss"], abs=1e-4)
-    assert bundle.thresholds == pytest.approx(refitted.thresholds, abs=1e-3)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
+    plain = predict.plain_logits(PeftModel.from_pretrained(base, run.adapter).eval(), held_out.tokens, 0)
+    calibrated = tasks.probabilities(plain, "single_label")
+    np.testing.assert_allclose(ours.probabilities(held_out.texts), calibrated, atol=1e-5)
+    before = run.validations[run.record["best_epoch"]]["validation"]["loss"]
+    found = calibration.fit(plain * bundle.temperature, held_out.label_ids, thresholds=True)
+    assert found.loss_before == pytest.approx(before, abs=1e-4)  # so the head holds it, and once
+    assert found.loss == pytest.approx(run.record["calibrated_validation_loss"], abs=1e-4)
+    assert found.loss < found.loss_before
+    assert bundle.thresholds == pytest.approx(found.thresholds, abs=1e-3)
 
 
 def test_thresholds_for_one_of_many_labels_are_refused_before_training(

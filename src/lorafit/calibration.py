@@ -59,7 +59,7 @@ def fit_temperature(logits: np.ndarray, label_ids: np.ndarray) -> float:
     Logits that are all on the right side would want a T of zero, and probabilities of exactly 0 and 1. But n texts
     without an error do not show that there are fewer errors than about one in n: as in Platt's scaling (1999), the true
     label counts as true with a probability of (n + 1) / (n + 2). For 300 texts that is one wrong text more; T moves by
-    less than chance moves it.
+    less than chance moves it. A T with which the loss itself is no lower is left alone: 1.
 
     Args:
         logits: of texts that were not trained on, (texts, labels).
@@ -78,7 +78,8 @@ def fit_temperature(logits: np.ndarray, label_ids: np.ndarray) -> float:
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return round(math.exp(float(found.x)), 6)
+    temperature = round(math.exp(float(found.x)), 6)
+    return temperature if _loss(logits / temperature, true, label_ids) < _loss(logits, true, label_ids) else 1.0
 
 
 def _one_hot(logits: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
