@@ -77,7 +77,7 @@ def _refuse_unfinished(run: Run) -> None:
 def _is_complete(run: Run, scores: dict[str, Any], weights: str) -> bool:
     """Tell whether these scores are of this adapter, by this version, and all that belongs to them is there."""
     there = run.predictions.is_file() and (run.path / "report.md").is_file()
-    return there and scores["adapter_sha256"] == weights and "test_sha256" in scores["test"]
+    return there and scores.get("adapter_sha256") == weights and "test_sha256" in scores.get("test", {})
 
 
 def _asked(run: Run, found: Prepared) -> tuple[dict[str, Any], Predictions]:

@@ -35,6 +35,7 @@ DESCRIBED = {
     "full": "full fine-tuning",
 }
 FULL_LEARNING_RATE = 3e-5  # in the middle of what Devlin et al. 2019 (arXiv:1810.04805, A.3) chose from, 2e-5 to 5e-5
+_INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # of ties, the first
 _TEXTS_FOR_RARE_WORDS = 1000  # with fewer, a word that stands in one text only may be all there is
 
 
@@ -108,17 +109,28 @@ def tfidf(
 def frozen(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
     """Return the answers of logistic regression on what the head would read of the encoder as it comes.
 
-    That is each text's first token, the mean of its tokens, or what the encoder's own trained pooler makes of it.
+    That is each text's first token, the mean of its tokens, or what the encoder's own trained pooler makes of it. The
+    strength of the regression's penalty is chosen on validation.
     """
     files = encoders.locate(recipe.encoder.name)
     encoder = _encoder(recipe, found, files)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
     model = _Features(encoder).to(where.device, where.base_dtype)
     padfree.enable(model)
-    train, test = (predict.logits(model, split.tokens, pad_id, where, "Reading") for split in (found.train, found.test))
+    train, validation, test = (
+        predict.logits(model, split.tokens, pad_id, where, "Reading") for split in found.splits.values()
+    )
     balanced = recipe.training.class_weights == "balanced"
-    model = make_pipeline(StandardScaler(), _regression(0.1, balanced))
-    return _answers(model, train, found.train.label_ids, test)
+
+    def answers(inverse_strength: float, features: np.ndarray) -> np.ndarray:
+        regression = make_pipeline(StandardScaler(), _regression(inverse_strength, balanced))
+        return _answers(regression, train, found.train.label_ids, features)
+
+    def accuracy(inverse_strength: float) -> float:
+        truth = found.validation.label_ids
+        return float(evaluation.right(answers(inverse_strength, validation), truth).mean())
+
+    return answers(max(_INVERSE_STRENGTHS, key=accuracy), test)
 
 
 def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:

@@ -95,7 +95,7 @@ def _refuse_too_few(found: list[Run]) -> None:
 
 def _test_of(run: Run) -> dict[str, Any]:
     scores = run.scores
-    if scores is None or "test_sha256" not in scores["test"] or not run.predictions.is_file():
+    if scores is None or "test_sha256" not in scores.get("test", {}) or not run.predictions.is_file():
         raise RunError(f"{run.path} is not evaluated yet. Do that first: lorafit evaluate {run.path}")
     return dict(scores["test"])
 
