@@ -45,7 +45,7 @@ class Guard:
 
     def __init__(self, label_ids: np.ndarray, start: dict[str, torch.Tensor]) -> None:
         texts = len(label_ids)
-        chance = np.bincount(label_ids).max() / texts
+        chance = np.unique(label_ids, axis=0, return_counts=True)[1].max() / texts
         # Two standard errors above always guessing the commonest class: less is within luck.
         self._chance = chance + 2 * math.sqrt(chance * (1 - chance) / texts)
         self._start = start

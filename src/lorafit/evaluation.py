@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
-from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support
+import torch
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+from lorafit import tasks
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,21 @@ class Comparison:
 
 
 def score(logits: np.ndarray, label_ids: np.ndarray) -> Scores:
-    """Return the scores of logits (texts, labels) against the true label ids (texts).
+    """Return the scores of logits (texts, labels) against the true label ids: (texts), or (texts, labels) of 0 and 1.
 
-    `loss` is the mean cross-entropy in nats.
+    `accuracy` is the share of texts with all labels right. `loss` is that of the task, in nats.
 
     >>> score(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])).accuracy
     1.0
     """
-    predicted = logits.argmax(axis=1)
-    classes = np.arange(logits.shape[1])
+    task = tasks.task_of(label_ids)
+    predicted = tasks.decide(tasks.probabilities(logits, task), task)
+    present = np.unique(label_ids) if task == "single_label" else None
     precision, recall, f1, _ = precision_recall_fscore_support(
-        label_ids, predicted, labels=np.unique(label_ids), average="macro", zero_division=0
+        label_ids, predicted, labels=present, average="macro", zero_division=0
     )
-    loss = log_loss(label_ids, softmax(logits.astype(np.float64), axis=1), labels=classes)
-    return Scores(float(accuracy_score(label_ids, predicted)), float(f1), float(precision), float(recall), float(loss))
+    loss = float(tasks.loss(torch.tensor(logits).double(), torch.tensor(label_ids)))
+    return Scores(float(accuracy_score(label_ids, predicted)), float(f1), float(precision), float(recall), loss)
 
 
 def compare(base: Scores, adapted: Scores, n: int) -> Comparison:
