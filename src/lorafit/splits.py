@@ -141,7 +141,7 @@ def _refuse_rare_class(pool: Texts) -> None:
     examples = pool.examples()
     rare = np.flatnonzero(examples < FEWEST_EXAMPLES)
     if len(rare):
-        more = f" (and {len(rare) - 1} more labels)" if len(rare) > 1 else ""
+        more = f" (and {len(rare) - 1} more)" if len(rare) > 1 else ""
         raise DataError(
             f"Too few examples of {pool.labels[rare[0]]!r}{more}: there are {examples[rare[0]]}, at least "
             f"{FEWEST_EXAMPLES} are needed to train, validate and test. Give more, or leave the label out."
