@@ -59,11 +59,12 @@ def test_splits_keep_their_promises_whatever_the_data() -> None:
         assert all(len(part) <= size for part, size in zip(parts.values(), sizes, strict=True))
 
 
-def test_texts_of_an_official_test_leave_the_training_pool() -> None:
+def test_texts_of_an_official_test_leave_the_training_pool(capfd: pytest.CaptureFixture[str]) -> None:
     test = Texts(["text 0", "text 1", "other"], np.array([0, 1, 1]), ["0", "1"])
     parts = splits.split(pool(20), 0.5, 0.5, 1.0, test=test)
     assert not set(test.texts) & (set(parts["train"].texts) | set(parts["validation"].texts))
     assert sorted(parts["test"].texts) == sorted(test.texts)
+    assert "2 texts also stand in the test; they are left out of training." in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

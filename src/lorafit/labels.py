@@ -85,7 +85,8 @@ def read(
     label_ids = np.array([ids[some[0]] for some in given.values()], dtype=np.int64)
     if len(set(label_ids)) < 2:
         raise DataError(f"{place}: every row has the label {names[label_ids[0]]!r}; a classifier needs two classes.")
-    _suggest_separator(names, cells)
+    if not declared:
+        _suggest_separator(names, cells)
     return names, label_ids
 
 
