@@ -27,6 +27,7 @@ COMMANDS = (
     "prepare",
     "train",
     "evaluate",
+    "compare",
     "predict",
     "inspect",
     "verify",

@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib import image
+from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from lorafit import evaluation, pipeline, report, runs
+from lorafit import breakdown, evaluation, pipeline, predictions, report, runs, tasks
 from lorafit.errors import RunError
+from lorafit.manifest import Task
 
 
 def test_scores_of_a_worked_example() -> None:
@@ -23,14 +28,173 @@ def test_scores_of_a_worked_example() -> None:
     assert scores.loss == pytest.approx((3 * right + right + 2) / 4)
 
 
-def test_improvement_is_in_points_and_relative_to_the_base() -> None:
-    def scores(accuracy: float) -> evaluation.Scores:
-        return evaluation.Scores(accuracy, 0.5, 0.5, 0.5, 0.5)
+def made_up(task: str, n: int = 300, labels: int = 4) -> evaluation.Test:
+    """Return a test whose adapted answers are right more often than the base's."""
+    random = np.random.default_rng(0)
+    if task == "multi_label":
+        label_ids = random.integers(0, 2, (n, labels))
+        signal = 2.0 * label_ids - 1
+    else:
+        label_ids = random.permutation(np.arange(n) % labels)
+        signal = np.eye(labels)[label_ids] * 3
+    base, noise = random.normal(size=(2, n, labels))
+    names = [f"label {number}" for number in range(labels)]
+    lengths = random.integers(5, 500, n)
+    return evaluation.Test([f"text {number}" for number in range(n)], lengths, label_ids, names, base, noise + signal)
 
-    compared = evaluation.compare(scores(0.4967), scores(0.8833), 300)
-    assert (compared.improvement_points, compared.relative_improvement) == (38.66, 0.778337)
-    assert evaluation.compare(scores(0.0), scores(0.5), 10).relative_improvement is None
-    assert evaluation.Comparison.from_record(json.loads(json.dumps(compared.as_record()))) == compared
+
+TASKS = ("single_label", "multi_label")
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.3, 0.4, 0.5, 0.6]])
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_are_those_of_scikit_learn(task: Task, thresholds: list[float] | None) -> None:
+    test = made_up(task)
+    given = tasks.decide(tasks.probabilities(test.adapted, task), task, thresholds)
+    precision, recall, f1, _ = precision_recall_fscore_support(test.label_ids, given, average="macro")
+    scores = evaluation.score(test.adapted, test.label_ids, thresholds)
+    assert scores.accuracy == accuracy_score(test.label_ids, given)
+    assert [scores.precision, scores.recall, scores.f1] == pytest.approx([precision, recall, f1])
+
+
+def test_the_loss_is_that_which_training_lowers() -> None:
+    for task in TASKS:
+        test = made_up(task)
+        expected = tasks.loss(torch.from_numpy(test.adapted), torch.from_numpy(test.label_ids)).item()
+        assert evaluation.score(test.adapted, test.label_ids).loss == pytest.approx(expected)
+
+
+def test_a_label_that_no_test_text_has_does_not_lower_the_averages() -> None:
+    logits = np.array([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [2.0, 0.0, 0.0]])
+    assert evaluation.score(logits, np.array([0, 1, 0])).f1 == 1
+    assert evaluation.score(logits - 1, np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]])).f1 == 1
+
+
+def test_improvement_is_in_points_and_relative_to_the_base() -> None:
+    label_ids = np.zeros(300, dtype=int)
+    base, adapted = (np.arange(300) >= right for right in (149, 265))  # the first so many are right
+    gained = evaluation.gain(base.astype(int), adapted.astype(int), label_ids)
+    assert (gained["improvement_points"], gained["relative_improvement"]) == (38.666667, 0.778523)
+    assert gained["mcnemar"] == {"only_base_right": 0, "only_adapted_right": 116}
+    assert gained["mcnemar_p"] == pytest.approx(2 * 0.5**116)
+    assert evaluation.gain(label_ids + 1, label_ids, label_ids)["relative_improvement"] is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_record_holds_all_that_a_report_needs(task: Task) -> None:
+    test = made_up(task)
+    record = evaluation.record(test)
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert (record["n"], record["task"], record["labels"]) == (300, task, test.labels)
+    for who in ("base", "adapted"):
+        for name in ("accuracy", "f1", "precision", "recall", "loss"):
+            low, high = record[who][f"{name}_interval"]
+            assert low <= record[who][name] <= high
+    assert record["improvement_points"] > 0
+    low, high = record["improvement_interval"]
+    assert low < record["improvement_points"] < high
+    assert {label: found["support"] for label, found in record["per_class"].items()} == {
+        label: int((test.label_ids == number).sum() if task == "single_label" else test.label_ids[:, number].sum())
+        for number, label in enumerate(test.labels)
+    }
+    assert sum(np.sum(group["n"]) for group in record["by_length"]) == 300
+    assert len(record["by_length"]) == 5
+    assert set(record["curves"]) == set(test.labels)
+    mean_f1 = np.mean([found["f1"] for found in record["per_class"].values()])
+    assert record["adapted"]["f1"] == pytest.approx(mean_f1)
+    assert evaluation.Comparison.from_record(record).adapted.accuracy == record["adapted"]["accuracy"]
+
+
+def test_the_confusion_has_a_row_a_true_label() -> None:
+    assert breakdown.confusion(np.array([0, 1, 1]), np.array([0, 0, 1]), ["a", "b", "c"]) == [
+        [1, 1, 0],
+        [0, 1, 0],
+        [0, 0, 0],
+    ]
+    found = breakdown.confusion(np.array([[1, 0], [1, 1]]), np.array([[1, 1], [0, 1]]), ["a", "b"])
+    assert found == {"a": [[0, 1], [0, 1]], "b": [[0, 0], [1, 1]]}
+
+
+def test_curves_are_thinned_but_their_areas_are_whole() -> None:
+    test = made_up("single_label", n=5000, labels=2)
+    probabilities = tasks.probabilities(test.adapted / 3, "single_label")
+    found = breakdown.curves(probabilities, test.label_ids, test.labels)
+    for number, label in enumerate(test.labels):
+        roc, pr = found[label]["roc"], found[label]["pr"]
+        assert roc["auc"] == pytest.approx(roc_auc_score(test.label_ids == number, probabilities[:, number]))
+        average = average_precision_score(test.label_ids == number, probabilities[:, number])
+        assert pr["average_precision"] == pytest.approx(average)
+        assert len(roc["fpr"]) == len(roc["tpr"]) == len(pr["recall"]) == len(pr["precision"]) == 101
+        assert (roc["fpr"][0], roc["fpr"][-1], pr["recall"][0], pr["recall"][-1]) == (0, 1, 1, 0)
+        assert np.trapezoid(roc["tpr"], roc["fpr"]) == pytest.approx(roc["auc"], abs=0.01)
+
+
+def test_a_label_without_texts_has_no_curve() -> None:
+    assert set(breakdown.curves(np.full((4, 3), 1 / 3), np.array([0, 1, 0, 1]), ["a", "b", "c"])) == {"a", "b"}
+
+
+def test_the_most_confident_errors_come_first() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.01, 0.99], [0.2, 0.8]])
+    texts = ["right", "unsure", "x" * 5000, "sure"]
+    found = breakdown.errors(texts, probabilities, np.array([0, 1, 1, 1]), np.array([0, 0, 0, 0]), ["neg", "pos"])
+    assert [error["probability"] for error in found] == [0.99, 0.8, 0.6]
+    assert found[0] == {"text": "x" * 1000, "label": "neg", "predicted": "pos", "probability": 0.99}
+
+
+def test_errors_of_several_labels_and_of_pairs_are_lists() -> None:
+    probabilities = np.array([[0.9, 0.2], [0.6, 0.05]])
+    found = breakdown.errors(
+        [("a", "b"), ("c", "d")], probabilities, np.array([[1, 0], [1, 0]]), np.array([[1, 0], [1, 1]]), ["x", "y"]
+    )
+    assert found == [{"text": ["c", "d"], "label": ["x", "y"], "predicted": ["x"], "probability": 0.95}]
+
+
+def test_texts_of_one_length_are_one_group() -> None:
+    found = breakdown.by_length(np.array([7, 7, 7]), np.array([True, False, True]))
+    assert [(group["from_tokens"], group["to_tokens"], group["n"]) for group in found] == [(7, 7, 3)]
+
+
+def test_what_makes_two_tests_the_same_is_texts_labels_and_their_order() -> None:
+    test = made_up("single_label")
+    others = [
+        replace(test, texts=[*test.texts[1:], test.texts[0]]),
+        replace(test, labels=[*test.labels[1:], test.labels[0]]),
+        replace(test, label_ids=test.label_ids[::-1]),
+    ]
+    assert replace(test, adapted=test.base).sha256() == test.sha256()
+    assert all(other.sha256() != test.sha256() for other in others)
+
+
+def test_calibration_before_is_that_of_the_logits_as_they_were() -> None:
+    test = made_up("single_label", n=3000)
+    overconfident = replace(test, adapted=test.adapted * 9)  # three times what the noise in it deserves
+    folded = replace(test, adapted=test.adapted * 3, temperature=3.0)
+    before, after = (evaluation.record(found)["calibration"] for found in (overconfident, folded))
+    assert after["ece_before"] == pytest.approx(before["ece_after"])
+    assert after["ece_after"] < after["ece_before"]
+    assert after["temperature"] == 3
+    assert sum(part["count"] for part in after["bins_after"]) == 3000
+
+
+def test_a_baseline_that_is_as_good_beats_and_one_that_is_worse_does_not() -> None:
+    test = made_up("single_label")
+    adapted = test.given()["adapted"]
+    record = evaluation.record(test)
+    for name, given in (("majority", np.zeros(300, dtype=int)), ("same", adapted)):
+        record = evaluation.with_baseline(record, name, given, adapted, test.label_ids, seconds=1.23456)
+    assert record["beaten_by"] == ["same"]
+    assert record["baselines"]["same"] | {"seconds": 0} == {
+        key: record["adapted"][key] for key in ("accuracy", "accuracy_interval", "f1", "f1_interval")
+    } | {"mcnemar_p": 1.0, "mcnemar": {"only_baseline_right": 0, "only_adapted_right": 0}, "seconds": 0}
+    assert record["baselines"]["majority"]["mcnemar_p"] < 1e-6
+
+
+def test_150_classes_and_25000_texts_take_seconds() -> None:
+    test = made_up("single_label", n=25_000, labels=150)
+    start = time.perf_counter()
+    given = test.given()["adapted"]
+    evaluation.score_intervals(given, test.label_ids, 150, evaluation.losses(test.adapted, test.label_ids))
+    assert time.perf_counter() - start < 20  # 0.6 s, where no others work on the machine
 
 
 def test_an_evaluated_run_holds_scores_report_and_figures(trained: Path) -> None:
@@ -62,3 +226,26 @@ def test_a_finished_run_whose_adapter_is_gone_says_so(trained: Path, tmp_path: P
     shutil.rmtree(copy / "adapter")
     with pytest.raises(RunError, match="is finished, but its adapter is gone. Train it anew with --overwrite"):
         pipeline.evaluate(runs.open_run(copy))
+
+
+def test_predictions_are_kept_beside_the_scores(trained: Path) -> None:
+    run = runs.open_run(trained)
+    kept, test = predictions.read(run.predictions), run.scores["test"]
+    for who in ("base", "adapted"):
+        assert evaluation.right(kept.given[who], kept.label_ids).mean() == test[who]["accuracy"]
+        assert (kept.probabilities[who].argmax(axis=1) == kept.given[who]).all()
+    assert set(kept.given) == {"base", "adapted", "majority", "tfidf"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predictions_read_back_what_was_written(task: Task, tmp_path: Path) -> None:
+    test = made_up(task)
+    written = predictions.Predictions(test.label_ids, test.given(), {"adapted": test.adapted})
+    predictions.write(tmp_path / "predictions.parquet", written)
+    found = predictions.read(tmp_path / "predictions.parquet")
+    assert (found.label_ids == test.label_ids).all()
+    assert all((found.given[who] == given).all() for who, given in written.given.items())
+    assert (found.probabilities["adapted"] == test.adapted).all()
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunError, match=r"predictions.parquet can't be read. Make it again with: lorafit evaluate"):
+        predictions.read(tmp_path / "predictions.parquet")

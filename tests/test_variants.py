@@ -36,10 +36,10 @@ TRAINED: dict[str, dict[str, dict[str, Any]]] = {
     "olora, rslora": {"adapter": {"init": "olora", "variant": "rslora"}},
     "pissa, dora, bf16": {"adapter": {"init": "pissa", "variant": "dora"}, "encoder": {"precision": "bf16"}},
     "modules that train whole": {"adapter": {"also_train": ["pooler", "LayerNorm", "embeddings"]}},
-    "LoRA+": {"training": {"lora_plus_ratio": 16.0}},
+    "LoRA+": {"training": {"lora_plus_ratio": 16.0, "learning_rate": 1e-3}},
     "all at once, bf16": {
         "adapter": {"variant": "dora", "layers": "top:1", "init": "orthogonal", "also_train": ["LayerNorm", "pooler"]},
-        "training": {"lora_plus_ratio": 4.0},
+        "training": {"lora_plus_ratio": 4.0, "learning_rate": 5e-3},
         "encoder": {"precision": "bf16"},
     },
 }

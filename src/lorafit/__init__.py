@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lorafit.comparison import compare
     from lorafit.errors import LorafitError, LorafitWarning
     from lorafit.pipeline import evaluate, fetch, plan, prepare, resume, train
     from lorafit.predict import Classifier
@@ -24,6 +25,7 @@ __all__ = [
     "LorafitWarning",
     "Recipe",
     "Run",
+    "compare",
     "evaluate",
     "fetch",
     "load_recipe",
@@ -40,6 +42,7 @@ _HOMES = {
     "LorafitWarning": ("lorafit.errors", "LorafitWarning"),
     "Recipe": ("lorafit.recipe", "Recipe"),
     "Run": ("lorafit.runs", "Run"),
+    "compare": ("lorafit.comparison", "compare"),
     "load_recipe": ("lorafit.recipe", "load"),
 } | {name: ("lorafit.pipeline", name) for name in ("evaluate", "fetch", "plan", "prepare", "resume", "train")}
 

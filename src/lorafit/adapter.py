@@ -148,6 +148,43 @@ def as_plain_lora(trained: PeftModel, started: PeftModel, base: PreTrainedModel)
     return plain
 
 
+def fold_temperature(model: PeftModel, temperature: float) -> None:
+    """Divide the logits of a trained model by a temperature: the weight and bias of its head's last layer.
+
+    The head of the base beneath stays as it is. So the probabilities are calibrated wherever the adapter is loaded.
+
+    Raises:
+        EncoderError: the head has no linear layer that gives the labels; nothing was changed.
+
+    >>> fold_temperature(model, 1.37)
+    """
+    last = _last_of_head(model)
+    with torch.no_grad():
+        for weight in last.parameters():
+            weight.div_(temperature)
+
+
+def _last_of_head(model: PeftModel) -> torch.nn.Linear:
+    """Return the last linear layer that trains, lies beside the encoder, and is as wide as there are labels."""
+    classifier = model.get_base_model()
+    inside, labels = set(classifier.base_model.modules()), classifier.config.num_labels
+    found = [
+        module
+        for module in classifier.modules()
+        if isinstance(module, torch.nn.Linear)
+        and module not in inside
+        and module.weight.requires_grad
+        and module.out_features == labels
+    ]
+    if not found:
+        raise EncoderError(
+            f"The head of this encoder ({classifier.config.model_type}) has no linear layer that gives its {labels} "
+            "labels, so that no temperature can be folded into it. Set encoder.name to an encoder of a family that "
+            f"lorafit knows: {', '.join(families.FAMILIES)}."
+        )
+    return found[-1]
+
+
 def count(model: torch.nn.Module) -> Count:
     """Return the number of trainable parameters and of all the model's own."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -16,14 +16,14 @@ import typer
 from lorafit import __version__, console, interrupts
 from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
 from lorafit.files import write_text
+from lorafit.terminal import print_compared, print_evaluation, print_seeds, with_limits
+from lorafit.terminal import stdout as _stdout
+from lorafit.terminal import table as _table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from lorafit.bundle import Contents
-    from lorafit.evaluation import Comparison
     from lorafit.recipe import Recipe
+    from lorafit.runs import Run
 
 # Read by the libraries when they are imported: their bars, reports and advice stay off our users' terminals.
 _LIBRARIES_QUIET = {
@@ -117,7 +117,8 @@ def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
     demo_recipe = recipe.load(recipe.shipped("demo"))
     unfinished = None if overwrite else runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
     run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe, overwrite=overwrite)
-    _print_comparison(pipeline.evaluate(run))
+    pipeline.evaluate(run)
+    _print_scores(run)
     texts = [
         "A film to remember: warm, funny and beautifully played.",
         "Two hours of my life that I will not get back.",
@@ -188,6 +189,10 @@ def train(
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
     ] = None,
     overwrite: Overwrite = False,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Train and evaluate N times, with N seeds from the recipe's."),
+    ] = 1,
     _: Quiet = False,
 ) -> None:
     """Train an adapter: from a recipe, or straight from a data file."""
@@ -195,9 +200,9 @@ def train(
 
     columns = _Columns(text_column, pair_column, label_column)
     if resume is not None:
-        if small or out or overwrite or dry_run:
+        if small or out or overwrite or dry_run or seeds > 1:
             raise RecipeError(
-                "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run."
+                "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run, --seeds."
             )
         claimed = None
         if source is not None:
@@ -213,21 +218,55 @@ def train(
         typer.echo(recipe.to_toml(chosen), nl=False)
         pipeline.plan(chosen)
         return
+    if seeds > 1:
+        from lorafit import seeds as repeated
+
+        print_seeds(repeated.train(chosen, seeds, out, overwrite=overwrite))
+        return
     run = pipeline.train(chosen, out, overwrite=overwrite)
     console.say(f"What did it gain? lorafit evaluate {run.path}")
 
 
 @app.command()
-def evaluate(run: RunFolder, _: Quiet = False) -> None:
+def evaluate(
+    run: RunFolder,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help='One more beside the commonest label and TF-IDF: "frozen", logistic regression on the frozen encoder; '
+            '"full", full fine-tuning. Repeatable.',
+        ),
+    ] = None,
+    _: Quiet = False,
+) -> None:
     """Compare base and adapted on the test texts.
 
-    Prints the scores, and writes scores.json, report.md and the figures.
+    Prints the scores beside cheap baselines, and writes scores.json, the report and the figures.
     """
     from lorafit import pipeline, runs
 
     found = runs.open_run(run)
-    _print_comparison(pipeline.evaluate(found))
+    pipeline.evaluate(found, baselines or ())
+    _print_scores(found)
     console.say(f"The report lies in {found.path / 'report.md'}.")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs with the same test.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where table and figure go.")] = Path("comparison"),
+    _: Quiet = False,
+) -> None:
+    """Compare evaluated runs on the same test texts.
+
+    Each is compared with the first, text by text. Writes comparison.json, and a figure as PNG and SVG.
+    """
+    from lorafit import comparison
+
+    print_compared(comparison.compare(folders, out))
+    console.say(f"Table and figure lie in {out}.")
 
 
 @app.command()
@@ -350,7 +389,7 @@ def runs() -> None:
             recipe.data.source,
             f"{record['texts']['train']:,}",
             f"{test['base']['accuracy']:.4f}" if test else "-",
-            f"{test['adapted']['accuracy']:.4f}" if test else "-",
+            with_limits(test["adapted"]) if test else "-",
             f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
             record["created"].replace("T", " ")[:16],
         )
@@ -420,16 +459,10 @@ def _split_at_tabs(lines: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _print_comparison(comparison: "Comparison") -> None:
-    from lorafit import report
-
-    record = comparison.as_record()
-    typer.echo("\n".join(report.four_lines(record)) + "\n")
-    table = _table("", "accuracy", "macro F1", "precision", "recall")
-    for who in ("base", "adapted"):
-        table.add_row(who, *(f"{record[who][key]:.4f}" for key in ("accuracy", "f1", "precision", "recall")))
-    _stdout().print(table)
-    typer.echo(f"\non {record['n']:,} test texts; precision and recall are macro averages")
+def _print_scores(run: "Run") -> None:
+    scores = run.scores
+    assert scores is not None
+    print_evaluation(scores["test"])
 
 
 def _print_predictions(answers: list[dict[str, Any]]) -> None:
@@ -482,19 +515,3 @@ def _print_contents(contents: "Contents") -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     _stdout().print(table)
-
-
-def _table(*headers: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for header in headers:
-        table.add_column(header, overflow="fold")  # a path cut short can't be copied
-    return table
-
-
-def _stdout() -> "Console":
-    from rich.console import Console
-
-    # A pipe has no width: nothing is folded there.
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)

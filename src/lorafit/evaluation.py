@@ -1,13 +1,23 @@
-"""Predictions -> scores. All scores are fractions; precision, recall and F1 are macro averages over the classes."""
+"""Predictions -> scores, with their intervals: base against adapted, and both beside baselines, on the same texts.
 
+All scores are fractions. `accuracy` counts a text with several labels as right when all its labels are. Precision,
+recall and F1 are macro averages over the labels that the texts have.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from scipy.sparse import csr_array, hstack
+from scipy.special import log_softmax
 
-from lorafit import tasks
+from lorafit import breakdown, calibration, intervals, tasks
+from lorafit.intervals import Interval
+
+_SCORES = ("accuracy", "f1", "precision", "recall", "loss")
 
 
 @dataclass(frozen=True)
@@ -22,49 +32,241 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Test:
+    """The test texts, and the logits that base and adapted gave them, (texts, labels)."""
+
+    texts: Sequence[Any]
+    """Strings; of pairs, two each."""
+    lengths: np.ndarray
+    """Tokens of each text, as the encoder reads it."""
+    label_ids: np.ndarray
+    labels: Sequence[str]
+    """Names in the order of their ids."""
+    base: np.ndarray
+    adapted: np.ndarray
+    temperature: float = 1.0
+    """What the adapted logits were divided by in calibration; the head holds it already."""
+    thresholds: Sequence[float] | None = None
+    """Of the adapted model: see `tasks.decide`."""
+
+    def sha256(self) -> str:
+        """Return a sum over texts, labels and label ids in their order: where it is the same, so is the test."""
+        content = json.dumps([list(self.texts), list(self.labels), self.label_ids.tolist()])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def given(self) -> dict[str, np.ndarray]:
+        """Return the label ids that "base" and "adapted" give."""
+        task = tasks.task_of(self.label_ids)
+        return {
+            "base": tasks.decide(tasks.probabilities(self.base, task), task),
+            "adapted": tasks.decide(tasks.probabilities(self.adapted, task), task, self.thresholds),
+        }
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Base against adapted on the same `n` texts.
+    """Base against adapted on the same `n` texts; `scores.json` holds more.
 
     `improvement_points` are percentage points of accuracy; `relative_improvement` is a share of the base's accuracy,
-    None where the base got nothing right.
+    None where the base got nothing right. `mcnemar_p` is how likely luck alone is. `baselines` holds the accuracy of
+    each, `beaten_by` names those that the adapted model does not beat.
     """
 
     n: int
     base: Scores
     adapted: Scores
+    accuracy_interval: Interval
     improvement_points: float
+    improvement_interval: Interval
     relative_improvement: float | None
-
-    def as_record(self) -> dict[str, Any]:
-        """Return the comparison as plain nested values, for `scores.json`."""
-        return asdict(self)
+    mcnemar_p: float
+    baselines: dict[str, float]
+    beaten_by: list[str]
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Comparison":
-        """Return the comparison that `as_record` wrote."""
-        return cls(**record | {"base": Scores(**record["base"]), "adapted": Scores(**record["adapted"])})
+    def from_record(cls, test: dict[str, Any]) -> "Comparison":
+        """Return the comparison in what `record` made."""
+        return cls(
+            n=test["n"],
+            base=Scores(**{name: test["base"][name] for name in _SCORES}),
+            adapted=Scores(**{name: test["adapted"][name] for name in _SCORES}),
+            accuracy_interval=test["adapted"]["accuracy_interval"],
+            improvement_points=test["improvement_points"],
+            improvement_interval=test["improvement_interval"],
+            relative_improvement=test["relative_improvement"],
+            mcnemar_p=test["mcnemar_p"],
+            baselines={name: baseline["accuracy"] for name, baseline in test["baselines"].items()},
+            beaten_by=test["beaten_by"],
+        )
 
 
-def score(logits: np.ndarray, label_ids: np.ndarray) -> Scores:
-    """Return the scores of logits (texts, labels) against the true label ids: (texts), or (texts, labels) of 0 and 1.
+def score(logits: np.ndarray, label_ids: np.ndarray, thresholds: Sequence[float] | None = None) -> Scores:
+    """Return the scores of logits (texts, labels) against the true label ids, (texts) or (texts, labels).
 
-    `accuracy` is the share of texts with all labels right. `loss` is that of the task, in nats.
+    `loss` is the mean cross-entropy in nats, of several labels a text the binary one.
 
     >>> score(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1])).accuracy
     1.0
     """
     task = tasks.task_of(label_ids)
-    predicted = tasks.decide(tasks.probabilities(logits, task), task)
-    present = np.unique(label_ids) if task == "single_label" else None
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        label_ids, predicted, labels=present, average="macro", zero_division=0
+    given = tasks.decide(tasks.probabilities(logits, task), task, thresholds)
+    sums = _per_text(given, label_ids, logits.shape[1], losses(logits, label_ids)).sum(axis=0)
+    return Scores(*map(float, _scores_of(sums[None], len(given))[0]))
+
+
+def score_intervals(
+    given: np.ndarray, label_ids: np.ndarray, labels: int, loss: np.ndarray | None = None
+) -> dict[str, Interval]:
+    """Return the 95% interval of each score: Wilson's of the accuracy, the bootstrap's of the rest.
+
+    Where no text was got wrong, the bootstrap has nothing to draw from, and its intervals have no width.
+
+    Args:
+        given: the label ids that were given.
+        label_ids: the true ones.
+        labels: how many labels there are.
+        loss: of each text; without, there is no interval of it.
+
+    >>> score_intervals(np.array([0, 1, 1]), np.array([0, 1, 0]), labels=2)["accuracy"]
+    """
+    n = len(given)
+    per_text = _per_text(given, label_ids, labels, np.zeros(n) if loss is None else loss)
+    found = dict(zip(_SCORES, intervals.bootstrap(per_text, lambda sums: _scores_of(sums, n)), strict=True))
+    found["accuracy"] = intervals.wilson(int(right(given, label_ids).sum()), n)
+    if loss is None:
+        del found["loss"]
+    return found
+
+
+def losses(logits: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
+    """Return the loss of each text in nats; that of several labels is the mean over them."""
+    exact = logits.astype(np.float64)
+    if label_ids.ndim == 2:
+        return np.asarray((np.logaddexp(0, exact) - exact * label_ids).mean(axis=1))
+    return np.asarray(-log_softmax(exact, axis=1)[np.arange(len(exact)), label_ids])
+
+
+def right(given: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
+    """Return whether each text was given its label, or all of its labels and no other, bool."""
+    same = given == label_ids
+    return np.asarray(same.all(axis=1) if label_ids.ndim == 2 else same)
+
+
+def record(test: Test) -> dict[str, Any]:
+    """Return all that the test says but for baselines, as plain values, for `scores.json`: see `with_baseline`.
+
+    >>> record(test)["adapted"]["accuracy_interval"]
+    """
+    task, given = tasks.task_of(test.label_ids), test.given()
+    probabilities = tasks.probabilities(test.adapted, task)
+    uncalibrated = tasks.probabilities(test.adapted * test.temperature, task)
+    return (
+        {"n": len(test.texts), "task": task, "labels": list(test.labels), "test_sha256": test.sha256()}
+        | {"base": _measured(test.base, given["base"], test, None)}
+        | {"adapted": _measured(test.adapted, given["adapted"], test, test.thresholds)}
+        | gain(given["base"], given["adapted"], test.label_ids)
+        | {
+            "baselines": {},
+            "beaten_by": [],
+            "calibration": {
+                "temperature": test.temperature,
+                "ece_before": calibration.expected_calibration_error(uncalibrated, test.label_ids),
+                "ece_after": calibration.expected_calibration_error(probabilities, test.label_ids),
+                "bins_before": calibration.reliability(uncalibrated, test.label_ids),
+                "bins_after": calibration.reliability(probabilities, test.label_ids),
+            },
+            "per_class": breakdown.per_class(given["adapted"], test.label_ids, test.labels),
+            "confusion": breakdown.confusion(given["adapted"], test.label_ids, test.labels),
+            "curves": breakdown.curves(probabilities, test.label_ids, test.labels),
+            "errors": breakdown.errors(test.texts, probabilities, given["adapted"], test.label_ids, test.labels),
+            "by_length": breakdown.by_length(test.lengths, right(given["adapted"], test.label_ids)),
+            "thresholds": None if test.thresholds is None else list(test.thresholds),
+        }
     )
-    loss = float(tasks.loss(torch.tensor(logits).double(), torch.tensor(label_ids)))
-    return Scores(float(accuracy_score(label_ids, predicted)), float(f1), float(precision), float(recall), loss)
 
 
-def compare(base: Scores, adapted: Scores, n: int) -> Comparison:
-    """Return what the adapter gained over the base."""
-    gain = adapted.accuracy - base.accuracy
-    relative = round(gain / base.accuracy, 6) if base.accuracy > 0 else None
-    return Comparison(n, base, adapted, round(100 * gain, 6), relative)
+def gain(base: np.ndarray, adapted: np.ndarray, label_ids: np.ndarray) -> dict[str, Any]:
+    """Return what the adapted answers gain over the base's in accuracy, and whether luck alone would do.
+
+    `improvement_interval` is from the paired bootstrap, in percentage points; `mcnemar_p` is exact and two-sided.
+    """
+    base_right, adapted_right = right(base, label_ids), right(adapted, label_ids)
+    n, before, after = len(label_ids), int(base_right.sum()), int(adapted_right.sum())
+    tested = intervals.mcnemar(base_right, adapted_right)
+    difference = adapted_right.astype(float) - base_right
+    return {
+        "improvement_points": round(100 * (after - before) / n, 6),
+        "improvement_interval": intervals.bootstrap(difference[:, None], lambda sums: 100 * sums / n)[0],
+        "relative_improvement": round((after - before) / before, 6) if before else None,
+        "mcnemar_p": tested.p,
+        "mcnemar": {"only_base_right": tested.only_first_right, "only_adapted_right": tested.only_second_right},
+    }
+
+
+def with_baseline(
+    test: dict[str, Any], name: str, given: np.ndarray, adapted: np.ndarray, label_ids: np.ndarray, seconds: float
+) -> dict[str, Any]:
+    """Return the record of a test with one baseline more.
+
+    Args:
+        test: from `record`.
+        name: what the baseline is called.
+        given: the label ids that the baseline gave the test texts.
+        adapted: those that the adapted model gave.
+        label_ids: the true ones.
+        seconds: what the baseline took to train and to answer.
+    """
+    found = score_intervals(given, label_ids, len(test["labels"]))
+    sums = _per_text(given, label_ids, len(test["labels"]), np.zeros(len(given))).sum(axis=0)
+    accuracy, f1, *_ = map(float, _scores_of(sums[None], len(given))[0])
+    tested = intervals.mcnemar(right(given, label_ids), right(adapted, label_ids))
+    baseline = {
+        "accuracy": accuracy,
+        "accuracy_interval": found["accuracy"],
+        "f1": f1,
+        "f1_interval": found["f1"],
+        "mcnemar_p": tested.p,
+        "mcnemar": {"only_baseline_right": tested.only_first_right, "only_adapted_right": tested.only_second_right},
+        "seconds": round(seconds, 2),
+    }
+    baselines = test["baselines"] | {name: baseline}
+    beaten_by = [name for name, found in baselines.items() if found["accuracy"] >= test["adapted"]["accuracy"]]
+    return test | {"baselines": baselines, "beaten_by": beaten_by}
+
+
+def _measured(
+    logits: np.ndarray, given: np.ndarray, test: Test, thresholds: Sequence[float] | None
+) -> dict[str, float | Interval]:
+    found: dict[str, float | Interval] = asdict(score(logits, test.label_ids, thresholds))
+    limits = score_intervals(given, test.label_ids, len(test.labels), losses(logits, test.label_ids))
+    return found | {f"{name}_interval": interval for name, interval in limits.items()}
+
+
+def _per_text(given: np.ndarray, label_ids: np.ndarray, labels: int, loss: np.ndarray) -> csr_array:
+    """Return what the scores are functions of, once summed over texts: (texts, 3 labels + 2).
+
+    For each label whether it was given rightly, whether it was given, whether it is true; then right and loss.
+    """
+    was_given, is_true = _one_hot(given, labels), _one_hot(label_ids, labels)
+    right_and_loss = np.column_stack([right(given, label_ids), loss])
+    return csr_array(hstack([was_given * is_true, was_given, is_true, csr_array(right_and_loss)]))
+
+
+def _scores_of(sums: np.ndarray, n: int) -> np.ndarray:
+    """Return `_SCORES` of sums over `n` texts, (samples, 5), of those of `_per_text`, (samples, 3 labels + 2)."""
+    hits, given, true = np.split(sums[:, :-2], 3, axis=1)
+    f1, precision, recall = _share(2 * hits, given + true), _share(hits, given), _share(hits, true)
+    there = true > 0
+    macro = [(of_label * there).sum(axis=1) / np.maximum(there.sum(axis=1), 1) for of_label in (f1, precision, recall)]
+    return np.column_stack([sums[:, -2] / n, *macro, sums[:, -1] / n])
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.asarray(np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0))
+
+
+def _one_hot(label_ids: np.ndarray, labels: int) -> csr_array:
+    if label_ids.ndim == 2:
+        return csr_array(label_ids.astype(np.float64))
+    rows = np.arange(len(label_ids))
+    return csr_array((np.ones(len(rows)), (rows, label_ids)), shape=(len(rows), labels))

@@ -1,7 +1,6 @@
 """The whole flow on one screen: fetch, prepare, train, evaluate. Each step says when its work is already done."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,27 +11,28 @@ from peft import PeftModel
 
 from lorafit import (
     adapter,
+    assessment,
     bundle,
-    card,
+    calibration,
     checkpoints,
     checks,
     data,
     encoders,
     evaluation,
+    guards,
     padfree,
     predict,
     prepared,
     proof,
-    report,
     runs,
     runtime,
     splits,
     training,
 )
 from lorafit import recipe as recipes
+from lorafit.calibration import Calibration
 from lorafit.console import complain, say
-from lorafit.errors import RunError, printable
-from lorafit.files import sha256_of
+from lorafit.errors import RecipeError, RunError, printable
 from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
@@ -149,39 +149,23 @@ def resume(path: Path | str, recipe: Recipe | None = None) -> Run:
         return _go_on(run)
 
 
-def evaluate(run: Run) -> evaluation.Comparison:
-    """Return base against adapted on the test texts; writes scores.json, report.md and the figures.
+def evaluate(run: Run, baselines: Sequence[str] = ()) -> evaluation.Comparison:
+    """Return base against adapted on the test texts; writes scores.json, the report and the figures.
+
+    What stands there already is not made again: baselines that are asked for later are added.
+
+    Args:
+        run: a finished run.
+        baselines: beside the commonest label and TF-IDF: "frozen", the frozen encoder with logistic regression; "full",
+            full fine-tuning.
 
     Raises:
+        RecipeError: no such baseline.
         RunError: the run is not finished.
+
+    >>> evaluate(run, baselines=["frozen"]).accuracy_interval
     """
-    if not run.finished:
-        raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
-    if not (run.adapter / checks.WEIGHTS).is_file():
-        raise RunError(f"{run.path} is finished, but its adapter is gone. Train it anew with --overwrite.")
-    weights = sha256_of(run.adapter / checks.WEIGHTS)
-    scores = run.scores
-    if scores is not None and scores["adapter_sha256"] == weights and (run.path / "report.md").is_file():
-        say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
-    else:
-        with run.locked():
-            scores = {"test": _compare(run).as_record(), "adapter_sha256": weights}
-            run.write("scores.json", json.dumps(scores, indent=2) + "\n")
-            report.write(run)
-            made = checks.check(run.adapter)
-            if made is not None:
-                card.write(run.adapter, made, scores["test"])
-    return evaluation.Comparison.from_record(scores["test"])
-
-
-def _compare(run: Run) -> evaluation.Comparison:
-    test = _data_of(run).test
-    classifier = predict.Classifier.load(
-        run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
-    )
-    base = evaluation.score(classifier.logits(test.tokens, base=True), test.label_ids)
-    adapted = evaluation.score(classifier.logits(test.tokens), test.label_ids)
-    return evaluation.compare(base, adapted, len(test))
+    return evaluation.Comparison.from_record(assessment.assess(run, _data_of, baselines))
 
 
 def _go_on(run: Run) -> Run:
@@ -263,6 +247,8 @@ def _data_of(run: Run) -> Prepared:
 def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _Setup:
     """Load the encoder, attach the adapter, and say what is going to happen."""
     training.refuse_missing_trackers(recipe.training.report_to)
+    _refuse_thresholds(recipe, found)
+    guards.look_at_rate(recipe.training.learning_rate, recipe.training.lora_plus_ratio)
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
@@ -283,6 +269,15 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         f"about {_duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
     )
     return _Setup(model, tokenizer, files, found, where, planned)
+
+
+def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
+    if recipe.training.thresholds != "none" and found.task == "single_label" and len(found.labels) > 2:
+        raise RecipeError(
+            f'training.thresholds = "{recipe.training.thresholds}" is for two labels, or for several labels a text; '
+            f"here a text has one of {len(found.labels)}, and gets the most probable one. "
+            'Set training.thresholds = "none".'
+        )
 
 
 def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
@@ -328,12 +323,12 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
 
 def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     """Train, save the bundle, and close the run's record."""
-    pad_id, found = setup.tokenizer.pad_token_id, setup.prepared
+    found = setup.prepared
 
     def validate(model: Any, on_batch: training.OnBatch) -> dict[str, float]:
-        logits = predict.logits(model, found.validation.tokens, pad_id, setup.where, "Validating", on_batch)
+        logits = _validation_logits(setup, model, "Validating", on_batch)
         if not np.isfinite(logits).all():
-            raise RunError("Training has diverged: its answers are not numbers any more. Lower training.learning_rate.")
+            raise guards.diverged("its answers are not numbers", recipe.training.learning_rate, run.checkpoints)
         scores = evaluation.score(logits, found.validation.label_ids)
         return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
 
@@ -346,17 +341,18 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         validation_label_ids=found.validation.label_ids,
         log=run.log,
         folder=run.checkpoints,
-        pad_id=pad_id,
+        pad_id=setup.tokenizer.pad_token_id,
         where=setup.where,
         seed=recipe.seed,
         resume=resume,
     )
+    fitted = _calibrate(recipe, setup)
     say("Proving the adapter: a fresh process reads it back ...")
     proved = proof.save(
         run.adapter,
         _on_stored_base(recipe, setup),
         setup.tokenizer,
-        _manifest(recipe, setup, outcome),
+        _manifest(recipe, setup, outcome, fitted),
         found.validation.texts,
         setup.where,
     )
@@ -364,6 +360,8 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         state=runs.FINISHED,
         best_epoch=outcome.best_epoch,
         best_validation_accuracy=outcome.best["accuracy"],
+        temperature=fitted.temperature,
+        calibrated_validation_loss=fitted.loss,
         steps=outcome.steps,
         epochs=outcome.epochs,
         seconds=round(run.seconds, 1),
@@ -378,7 +376,21 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     return run
 
 
-def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manifest:
+def _validation_logits(setup: _Setup, model: Any, doing: str, on_batch: training.OnBatch = lambda: None) -> np.ndarray:
+    held_out, pad_id = setup.prepared.validation.tokens, setup.tokenizer.pad_token_id
+    return predict.logits(model, held_out, pad_id, setup.where, doing, on_batch)
+
+
+def _calibrate(recipe: Recipe, setup: _Setup) -> Calibration:
+    """Fit on the validation texts, and fold the temperature into the head; no checkpoint ever holds that one."""
+    logits = _validation_logits(setup, setup.model, "Calibrating")
+    fitted = calibration.fit(logits, setup.prepared.validation.label_ids, thresholds=recipe.training.thresholds == "f1")
+    adapter.fold_temperature(setup.model, fitted.temperature)
+    say(f"Calibrated: {fitted}.")
+    return fitted
+
+
+def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: Calibration) -> Manifest:
     described = recipes.without_folders(recipe)
     return Manifest(
         base=bundle.identity(setup.files),
@@ -389,6 +401,8 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome) -> Manif
         long_text=recipe.data.long_text,
         pooling=recipe.encoder.pooling,
         html=recipe.data.html,
+        temperature=fitted.temperature,
+        thresholds=fitted.thresholds,
         seed=recipe.seed,
         training=Trained(
             data=printable(described["data"]["source"]),

@@ -7,6 +7,7 @@ runs/NAME/
   adapter/         the files we hand over
   checkpoints/     what an interrupted training goes on from
   scores.json, report.md, figures/    what `evaluate` found
+  predictions.parquet                 what each test text was given, by base, adapted and baselines
   .lock, .process  who writes here
 """
 
@@ -31,7 +32,7 @@ from lorafit.recipe import Recipe
 DEFAULT_ROOT = Path("runs")
 TRAINING, FINISHED = "training", "finished"
 _LOCK, _PROCESS = ".lock", ".process"
-_ATTEMPT = ("history.jsonl", "adapter", "checkpoints", "scores.json", "report.md", "figures")
+_ATTEMPT = ("history.jsonl", "adapter", "checkpoints", "scores.json", "predictions.parquet", "report.md", "figures")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Run:
         """What `scores.json` holds, or None before `evaluate`."""
         file = self.path / "scores.json"
         return _read_json(file) if file.is_file() else None
+
+    @property
+    def predictions(self) -> Path:
+        """The file of what each test text was given: see `predictions`."""
+        return self.path / "predictions.parquet"
 
     @property
     def adapter(self) -> Path:

@@ -24,8 +24,9 @@ from lorafit import adapter, checkpoints, interrupts, padfree, tasks
 from lorafit.batches import Batches
 from lorafit.checkpoints import State
 from lorafit.console import bar
-from lorafit.epochs import Best, Guard
+from lorafit.epochs import Best
 from lorafit.errors import RecipeError
+from lorafit.guards import Guard
 from lorafit.interrupts import Interruption
 from lorafit.manifest import LongText
 from lorafit.recipe import Training
@@ -122,11 +123,18 @@ def fit(
         resume: a checkpoint to go on from.
 
     Raises:
-        RunError: the checkpoint is damaged.
+        RunError: the checkpoint is damaged, or the loss is not a number any more.
         StorageError: a disk that is full or not writable.
         KeyboardInterrupt, SystemExit: Ctrl-C, or SIGTERM.
     """
     batches = Batches(tokens.lengths, settings.batch_size, seed, by_length=not padfree.is_enabled(model))
+    guard = Guard(
+        validation_label_ids,
+        adapter.trained_weights(model),
+        learning_rate=settings.learning_rate,
+        stops_early=settings.early_stopping > 0,
+        folder=folder,
+    )
     with interrupts.kept() as interruption, bar("Training", total=len(batches) * settings.epochs) as advance:
         trainer = _Trainer(
             batches=batches,
@@ -136,7 +144,7 @@ def fit(
             class_weights=_class_weights(settings, label_ids, model, where),
             validate=validate,
             log=log,
-            guard=Guard(validation_label_ids, adapter.trained_weights(model)),
+            guard=guard,
             interruption=interruption,
             model=model,
             args=_arguments(settings, folder, where, seed),
@@ -306,6 +314,7 @@ class _Trainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the step's line, then let Trainer tell its trackers."""
         if "loss" in logs:
+            self._guard.look_at_step(self.state.global_step, logs)
             tokens, seconds = self._tokens_since_log, self._seconds_since_log()
             self._tokens_since_log = 0
             logs["tokens_per_second"] = tokens / seconds
@@ -326,7 +335,7 @@ class _Trainer(Trainer):
         self._log({"step": self.state.global_step, "epoch": epoch, "seconds": seconds, "validation": scores})
         if epoch > 0:
             self._best.offer(self.model, scores, epoch)
-            self._guard.look(self.model, scores["accuracy"], epoch)
+            self._guard.look(self.model, scores, epoch)
             if self._patience_is_over():
                 self.control.should_training_stop = True
         metrics = {f"eval_{name}": value for name, value in scores.items()}

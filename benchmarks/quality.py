@@ -1,0 +1,131 @@
+"""Measure what accuracy the bundled encoder reaches; written to results/quality.json row by row.
+
+    python benchmarks/quality.py [SIZE | long-texts | rotten-tomatoes]...      (two hours for all of it, two cores)
+
+* IMDB with 1,400, 4,000 and 22,500 training reviews, three seeds each, the head on the first token and on the mean of
+  all: recipes/imdb.toml. 2,500 of the bundled 25,000 reviews are held out; no run, and no choice of a setting, has seen
+  them. Each seed draws its training reviews, its 300 validation reviews, its head and its order anew.
+* what each policy for long texts gives at 128, 256 and 512 tokens, with 1,400 reviews and one seed;
+* the recipe for Rotten Tomatoes, three seeds, each with its own test.
+
+A row that stands in the file with the same recipe is not measured again: it may be stopped and gone on with.
+"""
+
+import json
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import workload
+
+from lorafit import console, data, pipeline, recipe, runtime, splits
+from lorafit.runs import Run
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "quality.json"
+SEEDS = (0, 1, 2)
+POOLINGS = ("first", "mean")
+HELD_OUT, VALIDATION = 2500, 300
+LEFT = 22_500  # without those held out; the largest size takes its validation reviews out of these
+# What a size changes in the recipe.
+SIZES: dict[int, tuple[str, ...]] = {
+    1400: ("data.train_size=1400",),
+    4000: ("data.train_size=4000",),
+    LEFT: (f"data.train_size={LEFT - VALIDATION}",),
+}
+WINDOWS, POLICIES = (128, 256, 512), ("head", "head+tail", "windows:mean", "windows:max")
+
+
+def write_reviews(folder: Path) -> tuple[str, ...]:
+    """Write the reviews to train on and those held out; returns the overrides that name them."""
+    whole = data.clean(data.open_source("bundled:imdb"), labels=["neg", "pos"])
+    parts = splits.split(whole, len(whole) - 2 * HELD_OUT, HELD_OUT, HELD_OUT, seed=2024)
+    files = {"source": ("train", "validation"), "test_source": ("test",)}
+    for key, names in files.items():
+        texts = [text for name in names for text in parts[name].texts]
+        label_ids = [int(label_id) for name in names for label_id in parts[name].label_ids]
+        pq.write_table(pa.table({"text": texts, "label": label_ids}), folder / f"{key}.parquet")
+    return (
+        *(f"data.{key}={folder / key}.parquet" for key in files),
+        f"data.validation_size={VALIDATION}",
+        f"data.test_size={HELD_OUT}",
+    )
+
+
+def measure_imdb(size: int, files: tuple[str, ...]) -> None:
+    """Measure the rows of one number of training reviews."""
+    for pooling in POOLINGS:
+        for seed in SEEDS:
+            measure(str(size), "imdb", (*files, *SIZES[size], f"encoder.pooling={pooling}", f"seed={seed}"))
+
+
+def measure_long_texts(files: tuple[str, ...]) -> None:
+    """Measure a row for each window and policy."""
+    for window in WINDOWS:
+        for policy in POLICIES:
+            changes = (f"data.max_tokens={window}", f"data.long_text={policy}")
+            measure("long-texts", "imdb", (*files, *SIZES[1400], *changes))
+
+
+def measure_rotten_tomatoes(_files: tuple[str, ...]) -> None:
+    """Measure a row for each seed."""
+    for seed in SEEDS:
+        measure("rotten-tomatoes", "rotten-tomatoes", (f"seed={seed}",))
+
+
+def measure(part: str, name: str, changes: tuple[str, ...]) -> None:
+    """Train and evaluate a shipped recipe with changes, and save the row; do nothing where it stands already."""
+    made = recipe.load(recipe.shipped(name), changes)
+    described = recipe.without_folders(made)
+    rows = results().get("rows", [])
+    if any(row["part"] == part and row["recipe"] == described for row in rows):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = pipeline.train(made, Path(folder) / made.name)
+        pipeline.evaluate(run)
+        row = {"part": part} | figures(run) | {"recipe": described}
+    result = results() | workload.circumstances() | {"rows": [*rows, row]}
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    print(*changes[-2:], json.dumps({key: value for key, value in row.items() if key != "recipe"}), flush=True)
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """Return what is kept of an evaluated run."""
+    test, record = (run.scores or {})["test"], run.record
+    return {
+        "accuracy": test["adapted"]["accuracy"],
+        "accuracy_interval": test["adapted"]["accuracy_interval"],
+        "tfidf_accuracy": test["baselines"]["tfidf"]["accuracy"],
+        "validation_accuracy": record["best_validation_accuracy"],
+        "best_epoch": record["best_epoch"],
+        **{key: test["calibration"][key] for key in ("temperature", "ece_before", "ece_after")},
+        "seconds": record["seconds"],
+        "tokens": record["tokens"],
+        "commit": workload.circumstances()["commit"],
+    }
+
+
+def results() -> dict[str, Any]:
+    """Return what the file holds."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    return found
+
+
+def main() -> None:
+    """Measure what is asked for, or all of it."""
+    console.silence()
+    runtime.choose("fp32")
+    parts: dict[str, Any] = {str(size): partial(measure_imdb, size) for size in SIZES}
+    parts |= {"long-texts": measure_long_texts, "rotten-tomatoes": measure_rotten_tomatoes}
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_reviews(Path(folder))
+        for part in sys.argv[1:] or parts:
+            parts[part](files)
+
+
+if __name__ == "__main__":
+    main()

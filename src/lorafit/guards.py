@@ -1,0 +1,157 @@
+"""What speaks up when training does not do what training should: each thing once a run, in a sentence or two."""
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from warnings import warn
+
+import numpy as np
+import torch
+
+from lorafit import adapter, checkpoints
+from lorafit.errors import LorafitWarning, RunError
+
+# Rates of AdamW for LoRA. bert-base on IMDB stays at chance (49.3%) with 2e-5, a usual rate of full fine-tuning, and
+# reaches 92.8% with 1e-3; the bundled encoder is best at 1e-3 to 2e-3. So: a tenth of the one, ten times the other.
+LOWEST_RATE, USUAL_RATE, HIGHEST_RATE = 1e-4, 1e-3, 2e-2
+SMALLEST_MOVE = 1e-6  # a weight that learns moves by about the learning rate at every step
+PATIENCE = 3  # epochs in a row, of which none is an accident
+RISE = 1.1  # of a validation loss, over those epochs: less does no harm
+
+
+def look_at_rate(learning_rate: float, lora_plus_ratio: float = 1.0) -> None:
+    """Warn if the rate is far from what LoRA needs; with LoRA+, that of the factors B.
+
+    >>> look_at_rate(1e-3)
+    """
+    rate = learning_rate * lora_plus_ratio
+    name = "training.learning_rate" + (" times lora_plus_ratio" if lora_plus_ratio != 1 else "")
+    if rate < LOWEST_RATE:
+        _warn(
+            f"{name} is {rate:g}, a rate of full fine-tuning: below {LOWEST_RATE:g} LoRA learns little, and may stay "
+            f"at chance. Try {USUAL_RATE:g}."
+        )
+    elif rate > HIGHEST_RATE:
+        _warn(f"{name} is {rate:g}: above {HIGHEST_RATE:g} LoRA seldom learns, and often diverges. Try {USUAL_RATE:g}.")
+
+
+def diverged(fault: str, learning_rate: float, folder: Path) -> RunError:
+    """Return the error that ends a training whose numbers are none any more, and names the best weights there are.
+
+    Args:
+        fault: what was found.
+        learning_rate: of the recipe.
+        folder: of the checkpoints.
+    """
+    advice = f"Lower training.learning_rate (it is {learning_rate:g}) and train anew."
+    last = checkpoints.last(folder)
+    best = checkpoints.load(last)[0]["best"].facts["epoch"] if last else 0
+    kept = f" The best weights so far, of epoch {best}, are kept in {last}." if best else ""
+    return RunError(f"Training has diverged: {fault}. {advice}{kept}")
+
+
+class _Epoch(NamedTuple):
+    accuracy: float
+    loss: float
+    training_loss: float  # the mean over its steps
+
+
+class Guard:
+    """Looks at each step and at the end of each epoch.
+
+    Args:
+        label_ids: of the validation texts, (texts) or (texts, labels); what guessing would score is known from them.
+        start: the weights before training.
+        learning_rate: of the recipe.
+        stops_early: the recipe ends a training that gains nothing, so that it need not be said.
+        folder: of the checkpoints.
+    """
+
+    def __init__(
+        self,
+        label_ids: np.ndarray,
+        start: dict[str, torch.Tensor],
+        *,
+        learning_rate: float,
+        stops_early: bool,
+        folder: Path,
+    ) -> None:
+        self._texts = len(label_ids)
+        commonest = np.unique(label_ids, axis=0, return_counts=True)[1].max() / self._texts
+        # Two standard errors above always guessing the commonest: less is within luck.
+        self._chance = commonest + 2 * math.sqrt(commonest * (1 - commonest) / self._texts)
+        self._guess = "commonest label" if label_ids.ndim == 1 else "commonest set of labels"
+        self._start, self._learning_rate, self._folder = start, learning_rate, folder
+        self._losses: list[float] = []  # of the steps of this epoch
+        self._epochs: list[_Epoch] = []
+        self._stops_early, self._said = stops_early, set[str]()
+
+    def look_at_step(self, step: int, logs: Mapping[str, float]) -> None:
+        """Stop a training whose loss or gradient is not a number: its weights are none either, or soon.
+
+        Raises:
+            RunError: says so.
+        """
+        for name, what in {"loss": "loss", "grad_norm": "gradient"}.items():
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise diverged(f"the {what} of step {step} is not a number", self._learning_rate, self._folder)
+        self._losses.append(logs["loss"])
+
+    def look(self, model: torch.nn.Module, scores: Mapping[str, float], epoch: int) -> None:
+        """Warn if no trainable weight has moved, accuracy is still at chance, or validation gets worse and worse."""
+        self._epochs.append(_Epoch(scores["accuracy"], scores["loss"], float(np.mean(self._losses or [math.nan]))))
+        self._losses = []
+        if self._moved(model) < SMALLEST_MOVE:
+            self._once(
+                "moves", f"After epoch {epoch} no trainable weight has moved. Is training.learning_rate too small?"
+            )
+        elif scores["accuracy"] <= self._chance:
+            self._once(
+                "chance",
+                f"After epoch {epoch} validation accuracy is {scores['accuracy']:.3f}, no better than guessing the "
+                f"{self._guess}. LoRA often needs a higher training.learning_rate (about {USUAL_RATE:g}); check the "
+                "labels too.",
+            )
+        if what := self._what_gets_worse():
+            self._once(
+                "worse",
+                f"After epoch {epoch} {what}. The best epoch's weights are kept; training.early_stopping = {PATIENCE} "
+                "would save the time.",
+            )
+
+    def _moved(self, model: torch.nn.Module) -> float:
+        now = adapter.trained_weights(model)
+        return max(float((now[name] - self._start[name].to(now[name])).abs().max()) for name in now)
+
+    def _what_gets_worse(self) -> str | None:
+        before, last = self._epochs[:-PATIENCE], self._epochs[-PATIENCE:]
+        if not before or self._stops_early:
+            return None
+        best = max(epoch.accuracy for epoch in before)
+        if all(self._is_below(epoch.accuracy, best) for epoch in last):
+            return f"validation accuracy has been clearly below its best, {best:.3f}, for {PATIENCE} epochs"
+        pairs = list(pairwise([before[-1], *last]))
+        learns_by_heart = all(old.loss < new.loss and old.training_loss > new.training_loss for old, new in pairs)
+        gains = max(epoch.accuracy for epoch in last) > best
+        if learns_by_heart and not gains and last[-1].loss > RISE * before[-1].loss:
+            return (
+                f"validation loss has risen for {PATIENCE} epochs, from {before[-1].loss:.3f} to {last[-1].loss:.3f}, "
+                "while training loss fell"
+            )
+        return None
+
+    def _is_below(self, accuracy: float, best: float) -> bool:
+        """Tell whether two accuracies are two standard errors of their difference apart."""
+        variance = (accuracy * (1 - accuracy) + best * (1 - best)) / self._texts
+        return best - accuracy > 2 * math.sqrt(variance)
+
+    def _once(self, kind: str, sentence: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            _warn(sentence)
+
+
+def _warn(sentence: str) -> None:
+    warn(sentence, LorafitWarning, stacklevel=3)

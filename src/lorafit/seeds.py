@@ -1,0 +1,84 @@
+"""The whole training repeated with other seeds: how far a result moves by luck alone."""
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from lorafit import assessment, pipeline, runs
+from lorafit import recipe as recipes
+from lorafit.console import say
+from lorafit.errors import RecipeError
+from lorafit.recipe import Recipe
+from lorafit.runs import Run
+
+NOTE = "Each seed has its own split of the data, its own head and its own order of the texts."
+
+
+def train(recipe: Recipe, count: int, out: Path | str | None = None, *, overwrite: bool = False) -> dict[str, Any]:
+    """Return mean, standard deviation and each result of whole runs with `count` seeds, trained and evaluated.
+
+    The first run is the recipe's own, in its ordinary folder; the others lie beside it, as NAME-seed-SEED. Finished
+    ones are found, unfinished ones gone on with. The first one's scores and report hold the result, under "seeds".
+
+    Args:
+        recipe: what the runs are; its seed is the first.
+        count: how many seeds, at least 2.
+        out: the first run's folder; by default runs/NAME.
+        overwrite: start over in folders that hold other runs.
+
+    Raises:
+        RecipeError: fewer than two seeds.
+        RunError: a folder holds a run of another recipe.
+
+    >>> train(recipe.load("recipes/demo.toml"), 3)["accuracy"]["standard_deviation"]
+    """
+    if count < 2:
+        raise RecipeError(f"A standard deviation needs at least two seeds; asked for was {count}.")
+    first = Path(out) if out else runs.DEFAULT_ROOT / recipe.name
+    seeded = [recipes.from_values(recipe.model_dump(), (f"seed={recipe.seed + number}",)) for number in range(count)]
+    found = []
+    for number, one in enumerate(seeded):
+        folder = first.with_name(f"{first.name}-seed-{one.seed}") if number else first
+        say(f"Seed {one.seed}, {number + 1} of {count}: {folder}")
+        found.append(_finished(one, folder, overwrite))
+    return _summarized(found)
+
+
+def _finished(recipe: Recipe, folder: Path, overwrite: bool) -> Run:
+    unfinished = None if overwrite else runs.find_unfinished(folder, recipe)
+    run = pipeline.resume(folder) if unfinished else pipeline.train(recipe, folder, overwrite=overwrite)
+    pipeline.evaluate(run)
+    return run
+
+
+def _summarized(found: list[Run]) -> dict[str, Any]:
+    """Write what the runs say together into the first one's scores; returns it."""
+    tests = [run.scores["test"] for run in found if run.scores is not None]
+    seeds = {
+        "n": len(found),
+        "note": NOTE,
+        "accuracy": _spread([test["adapted"]["accuracy"] for test in tests]),
+        "f1": _spread([test["adapted"]["f1"] for test in tests]),
+        "improvement_points": _spread([test["improvement_points"] for test in tests]),
+        "runs": [
+            {
+                "seed": run.recipe.seed,
+                "path": str(run.path),
+                "accuracy": test["adapted"]["accuracy"],
+                "f1": test["adapted"]["f1"],
+                "base_accuracy": test["base"]["accuracy"],
+                "seconds": run.record["seconds"],
+            }
+            for run, test in zip(found, tests, strict=True)
+        ],
+    }
+    scores = found[0].scores
+    assert scores is not None
+    if scores.get("seeds") != seeds:
+        with found[0].locked():
+            assessment.write(found[0], scores | {"seeds": seeds})
+    return seeds
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": mean(values), "standard_deviation": stdev(values)}

@@ -1,0 +1,112 @@
+"""What has to be beaten: each baseline learns what it can learn, for every task, and later ones are added."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lorafit import baselines, pipeline, predict, predictions, runs, runtime
+from lorafit.errors import RecipeError
+from tests.conftest import texts_and_labels
+
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
+FP32 = runtime.Runtime("cpu", "fp32", 2, "as asked for")
+
+
+def test_the_commonest_label_or_set_of_labels_is_given_to_all() -> None:
+    assert baselines.majority(np.array([2, 0, 2]), 3).tolist() == [2, 2, 2]
+    sets = np.array([[1, 1], [1, 0], [1, 1], [0, 0]])
+    assert baselines.majority(sets, 2).tolist() == [[1, 1], [1, 1]]
+
+
+def test_tfidf_learns_what_stands_in_the_words() -> None:
+    texts, labels = texts_and_labels(200)
+    given = baselines.tfidf(texts[:150], np.array(labels[:150]), texts[150:])
+    assert (given == np.array(labels[150:])).mean() > 0.95
+    assert given.dtype == np.int64
+
+
+def test_tfidf_knows_which_of_a_pair_a_word_stands_in() -> None:
+    texts, labels = texts_and_labels(200)
+    pairs = [("a good film", text) if number % 3 else ("a bad film", text) for number, text in enumerate(texts)]
+    given = baselines.tfidf(pairs[:150], np.array(labels[:150]), pairs[150:])
+    assert (given == np.array(labels[150:])).mean() > 0.95
+
+
+def test_tfidf_gives_several_labels_and_none() -> None:
+    random = np.random.default_rng(0)
+    label_ids = random.integers(0, 2, (300, 3))
+    texts = ["the " + " ".join(f"w{number}" for number in np.flatnonzero(row)) for row in label_ids]
+    given = baselines.tfidf(texts[:200], label_ids[:200], texts[200:])
+    assert (given == label_ids[200:]).all(axis=1).mean() > 0.95
+    assert (given.sum(axis=1) == 0).any()
+
+
+def test_balanced_weights_find_more_of_a_rare_label() -> None:
+    random = np.random.default_rng(0)
+    label_ids = (random.random(400) < 0.05).astype(int)
+    words = np.where(random.random(400) < 0.7, np.where(label_ids, "rare", "common"), "either")
+    texts = [f"{word} {random.integers(0, 9)}" for word in words]
+    plain, balanced = (baselines.tfidf(texts, label_ids, texts, balanced=weighed) for weighed in (False, True))
+    assert balanced[label_ids == 1].sum() > plain[label_ids == 1].sum()
+
+
+def test_texts_without_a_word_are_no_trouble() -> None:
+    assert baselines.tfidf(["5 :)", "!"], np.array([1, 0]), ["!", "5"]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_the_frozen_encoder_is_read_as_the_head_reads_it(pooling: str, tiny_recipe: Callable[..., Any]) -> None:
+    recipe = tiny_recipe(encoder={"pooling": pooling})
+    found = pipeline.prepare(recipe)
+    accuracy = (baselines.frozen(recipe, found, FP32) == found.test.label_ids).mean()
+    assert accuracy > 0.8
+    assert (baselines.answer("frozen", recipe, found, FP32) == found.test.label_ids).mean() == accuracy
+
+
+def test_all_weights_move_in_full_fine_tuning(tiny_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "FULL_LEARNING_RATE", 3e-3)  # what an encoder as small as this one needs
+    recipe = tiny_recipe(training={"epochs": 2})
+    found = pipeline.prepare(recipe)
+    trained = []
+    fit = baselines.training.fit
+
+    def watched(model: Any, *args: Any, **kwargs: Any) -> Any:
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        outcome = fit(model, *args, **kwargs)
+        trained.append({name for name, weight in model.named_parameters() if not weight.equal(before[name])})
+        return outcome
+
+    monkeypatch.setattr(baselines.training, "fit", watched)
+    assert (baselines.full(recipe, found, FP32) == found.test.label_ids).mean() > 0.8
+    assert any("layer.0.attention.self.query" in name for name in trained[0])
+    assert any("word_embeddings" in name for name in trained[0])
+
+
+def test_a_baseline_asked_for_later_is_added_to_what_is_there(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(shutil.copytree(trained, tmp_path / "run"))
+    before = run.scores["test"]
+    run.write("scores.json", json.dumps(run.scores | {"seeds": "stay"}))
+    monkeypatch.setattr(predict.Classifier, "load", None)  # base and adapted are not asked again
+    compared = pipeline.evaluate(run, ["frozen"])
+    after = run.scores["test"]
+    assert list(compared.baselines) == list(after["baselines"]) == ["majority", "tfidf", "frozen"]
+    assert after | {"baselines": 0, "beaten_by": 0} == before | {"baselines": 0, "beaten_by": 0}
+    assert {name: after["baselines"][name] for name in before["baselines"]} == before["baselines"]
+    assert run.scores["seeds"] == "stay"
+    assert "frozen" in predictions.read(run.predictions).given
+    pipeline.evaluate(run)
+    assert run.scores["test"] == after
+
+
+def test_a_baseline_that_there_is_none_of_is_refused(trained: Path) -> None:
+    sentence = "There is no baseline 'frozne'; on request there are frozen and full. Did you mean 'frozen'?"
+    with pytest.raises(RecipeError) as refusal:
+        pipeline.evaluate(runs.open_run(trained), ["frozne"])
+    assert str(refusal.value) == sentence

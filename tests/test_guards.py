@@ -1,0 +1,162 @@
+"""The guards speak up once where something is wrong, and keep quiet on ordinary runs."""
+
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerState
+
+from lorafit import adapter, checkpoints, guards, pipeline, recipe
+from lorafit.checkpoints import State
+from lorafit.errors import LorafitWarning, RunError
+from lorafit.guards import Guard
+from tests.test_training import FEW, attached, fit
+
+pytestmark = pytest.mark.usefixtures("proved_in_this_process")
+HALVES = np.array([0, 1] * 150)
+Epochs = list[tuple[float, float, float]]  # validation accuracy, validation loss, training loss
+
+
+def guard_of(label_ids: np.ndarray = HALVES, **more: Any) -> Guard:
+    start = {"weight": torch.zeros(1, 2)}
+    return Guard(label_ids, start, **{"learning_rate": 1e-3, "stops_early": False, "folder": Path("none")} | more)
+
+
+def what_is_said(guard: Guard, epochs: Epochs, moved: float = 1.0) -> list[str]:
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(model.weight, moved)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for number, (accuracy, loss, training_loss) in enumerate(epochs, start=1):
+            for step in (2 * number - 1, 2 * number):
+                guard.look_at_step(step, {"loss": training_loss, "grad_norm": 1.0})
+            guard.look(model, {"accuracy": accuracy, "loss": loss}, number)
+    return [str(warning.message) for warning in said]
+
+
+ORDINARY: dict[str, Epochs] = {
+    "learns, and then stands still": [(0.8, 0.5, 0.6), (0.88, 0.3, 0.4), (0.87, 0.31, 0.3), (0.875, 0.3, 0.2)] * 2,
+    "is noisy": [(0.88, 0.3, 0.4), (0.84, 0.36, 0.3), (0.87, 0.31, 0.25), (0.83, 0.4, 0.2), (0.88, 0.3, 0.1)] * 2,
+    "grows surer, and still gains": [(0.85, 0.3, 0.4), (0.86, 0.34, 0.3), (0.865, 0.38, 0.2), (0.88, 0.42, 0.1)],
+    "gets all right, and the loss creeps up": [(1.0, 0.0100 + 0.0001 * n, 0.1 / (n + 1)) for n in range(6)],
+    "has one bad epoch": [(0.88, 0.3, 0.4), (0.6, 0.9, 0.3), (0.88, 0.3, 0.3), (0.6, 0.9, 0.3), (0.6, 0.8, 0.2)],
+    "has both losses rise, as with a rate too high for a while": [
+        (0.9, 0.3 + 0.1 * n, 0.3 + 0.1 * n) for n in range(5)
+    ],
+}
+
+
+@pytest.mark.parametrize("epochs", ORDINARY.values(), ids=ORDINARY)
+def test_nothing_is_said_of_a_run_that(epochs: Epochs) -> None:
+    assert what_is_said(guard_of(), epochs) == []
+
+
+def test_validation_accuracy_below_its_best_for_three_epochs_is_said_once() -> None:
+    epochs = [(0.9, 0.3, 0.4), (0.8, 0.5, 0.3), (0.8, 0.5, 0.3), (0.8, 0.5, 0.3), (0.8, 0.5, 0.3), (0.8, 0.5, 0.3)]
+    assert what_is_said(guard_of(), epochs) == [
+        "After epoch 4 validation accuracy has been clearly below its best, 0.900, for 3 epochs. The best epoch's "
+        "weights are kept; training.early_stopping = 3 would save the time."
+    ]
+    assert what_is_said(guard_of(stops_early=True), epochs) == []
+
+
+def test_validation_loss_that_rises_while_training_loss_falls_is_said_once() -> None:
+    epochs = [(0.88, 0.3 + 0.1 * n, 0.3 / (n + 1)) for n in range(6)]
+    assert what_is_said(guard_of(), epochs) == [
+        "After epoch 4 validation loss has risen for 3 epochs, from 0.300 to 0.600, while training loss fell. The best "
+        "epoch's weights are kept; training.early_stopping = 3 would save the time."
+    ]
+
+
+def test_chance_is_the_commonest_label_or_set_of_labels_and_is_said_once() -> None:
+    at_chance = [(0.55, 0.7, 0.7)] * 3
+    (said,) = what_is_said(guard_of(), at_chance)
+    assert said.startswith("After epoch 1 validation accuracy is 0.550, no better than guessing the commonest label. ")
+    sets = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1]] * 75)  # each label alone is there in half of the texts
+    assert what_is_said(guard_of(sets), at_chance) == []
+    (said,) = what_is_said(guard_of(sets), [(0.29, 0.7, 0.7)] * 2)
+    assert "no better than guessing the commonest set of labels" in said
+
+
+def test_weights_that_do_not_move_are_said_once() -> None:
+    said = what_is_said(guard_of(), [(0.5, 0.7, 0.7)] * 2, moved=0.0)
+    assert said == ["After epoch 1 no trainable weight has moved. Is training.learning_rate too small?"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "ratio", "says"),
+    [
+        (5e-5, 1, "training.learning_rate is 5e-05, a rate of full fine-tuning: below 0.0001 LoRA learns little, and "
+                  "may stay at chance. Try 0.001."),
+        (0.03, 1, "training.learning_rate is 0.03: above 0.02 LoRA seldom learns, and often diverges. Try 0.001."),
+        (5e-3, 16, "training.learning_rate times lora_plus_ratio is 0.08: above 0.02 LoRA seldom learns"),
+    ],
+)  # fmt: skip
+def test_a_rate_far_from_what_lora_needs_is_said(rate: float, ratio: float, says: str) -> None:
+    with pytest.warns(LorafitWarning) as said:
+        guards.look_at_rate(rate, ratio)
+    assert str(said[0].message).startswith(says)
+
+
+def test_the_usual_rates_pass() -> None:
+    for rate, ratio in ((1e-4, 1.0), (2e-4, 1.0), (1e-3, 1.0), (2e-3, 1.0), (2e-2, 1.0), (5e-5, 16.0), (1e-3, 16.0)):
+        guards.look_at_rate(rate, ratio)
+
+
+def test_of_the_recipes_that_come_with_lorafit_project_a_alone_has_a_rate_far_from_what_lora_needs() -> None:
+    for name in ("demo", "imdb-one-pass", "imdb-bert-base-uncased"):
+        guards.look_at_rate(recipe.load(recipe.shipped(name)).training.learning_rate)
+    with pytest.warns(LorafitWarning, match="training.learning_rate is 5e-05, a rate of full fine-tuning"):
+        guards.look_at_rate(recipe.load(recipe.shipped("imdb-bert-base-cased")).training.learning_rate)
+
+
+def test_the_rate_is_looked_at_before_training(tiny_recipe: Callable[..., Any]) -> None:
+    with pytest.warns(LorafitWarning, match="training.learning_rate times lora_plus_ratio is 5e-05"):
+        pipeline.plan(tiny_recipe(training={"learning_rate": 2.5e-5, "lora_plus_ratio": 2.0}))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("key", "name"), [("loss", "loss"), ("grad_norm", "gradient")])
+def test_a_loss_or_gradient_that_is_not_a_number_ends_the_training(key: str, name: str, value: float) -> None:
+    with pytest.raises(RunError) as error:
+        guard_of().look_at_step(7, {"loss": 0.5, "grad_norm": 1.0} | {key: value})
+    assert str(error.value) == (
+        f"Training has diverged: the {name} of step 7 is not a number. Lower training.learning_rate (it is 0.001) and "
+        "train anew."
+    )
+
+
+def test_a_training_that_diverges_leaves_its_last_good_checkpoint_and_no_other(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    lines: list[dict[str, Any]] = []
+
+    def spoil(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if line["step"] == 7:
+            with torch.no_grad():
+                model.base_model.model.classifier.modules_to_save["default"].weight.fill_(math.nan)
+
+    settings = FEW.model_copy(update={"checkpoint_every": 2, "epochs": 3})
+    with pytest.raises(RunError) as error:
+        fit(model, tokenizer, tmp_path, settings, log=spoil)
+    assert str(error.value) == (
+        "Training has diverged: the loss of step 8 is not a number. Lower training.learning_rate (it is 0.02) and "
+        f"train anew. The best weights so far, of epoch 1, are kept in {tmp_path / 'checkpoint-6'}."
+    )
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
+    assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-6"
+    for state in ("weights", "best"):
+        tensors = checkpoints.load(tmp_path / "checkpoint-6")[0][state].tensors
+        assert tensors.keys() == adapter.trained_weights(model).keys()
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_a_checkpoint_from_before_the_first_epochs_end_holds_no_best_weights(tmp_path: Path) -> None:
+    best = State({}, {"scores": {}, "epoch": 0})
+    checkpoints.save(tmp_path / "checkpoint-2", {"best": best}, TrainerState(global_step=2))
+    assert str(guards.diverged("x", 1e-3, tmp_path)).endswith("and train anew.")
