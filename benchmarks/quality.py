@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import workload
 
-from lorafit import console, data, pipeline, recipe, runtime
+from lorafit import console, data, pipeline, recipe, runtime, splits
 from lorafit.runs import Run
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ WINDOWS, POLICIES = (128, 256, 512), ("head", "head+tail", "windows:mean", "wind
 def write_reviews(folder: Path) -> tuple[str, ...]:
     """Write the reviews to train on and those held out; returns the overrides that name them."""
     whole = data.clean(data.open_source("bundled:imdb"), labels=["neg", "pos"])
-    parts = data.split(whole, len(whole) - 2 * HELD_OUT, HELD_OUT, HELD_OUT, seed=2024)
+    parts = splits.split(whole, len(whole) - 2 * HELD_OUT, HELD_OUT, HELD_OUT, seed=2024)
     files = {"source": ("train", "validation"), "test_source": ("test",)}
     for key, names in files.items():
         texts = [text for name in names for text in parts[name].texts]

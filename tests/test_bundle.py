@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lorafit import Classifier, bundle, checks, encoders, export, manifest, pipeline
+from lorafit import Classifier, bundle, card, checks, encoders, export, manifest, pipeline
 from lorafit.errors import BundleError, EncoderError, LorafitError, LorafitWarning, RecipeError
 from tests.conftest import Said, texts_and_labels, write_csv
 
@@ -86,6 +86,35 @@ def test_the_snippets_of_the_card_give_the_same_probabilities_under_the_same_nam
         "acme/carded",
         hub.revision("models", "acme/carded"),
     )
+
+
+def test_the_card_of_several_labels_or_of_pairs_runs_too(
+    trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers of one adapter, read as each task has them."""
+    place = {"path/to/tiny": str(tiny)}
+    forms: list[dict[str, Any]] = [
+        {"task": "multi_label"},
+        {"task": "multi_label", "thresholds": [0.3, 0.6]},
+        {"thresholds": [0.9, 0.1]},
+        {"text_pair": True, "html": "strip"},
+    ]
+    for number, changed in enumerate(forms):
+        folder = Path(shutil.copytree(trained / "adapter", tmp_path / str(number)))
+        reseal(folder, **changed)
+        made = manifest.read(folder)
+        card.write(folder, made)
+        pairs = made.text_pair
+        texts: list[Any] = [(f"{text}<br />", "a good film") for text in TEXTS] if pairs else TEXTS
+        replaced = {'[("A text.", "Its second text.")]': repr(texts)} if pairs else {}
+        over_base, _ = run_the_card(folder, monkeypatch, **place, **replaced)
+        answers = Classifier.load(folder, precision="fp32")
+        np.testing.assert_allclose(over_base["probabilities"].numpy(), answers.probabilities(texts), atol=1e-5)
+        given = re.search(r"print\((.*), row.tolist", card.text(made))
+        assert given is not None
+        for row, answer in zip(over_base["probabilities"], answers.predict(texts), strict=True):
+            found = eval(given[1], over_base | {"row": row})
+            assert found == (answer["labels"] if made.task == "multi_label" else answer["label"])
 
 
 def test_the_card_of_an_encoder_that_is_not_on_the_hub_runs_too(

@@ -189,7 +189,7 @@ def test_predict_reads_arguments_lines_and_files(cli: Cli, trained: Path, tmp_pa
         (["train", "good.csv", "-s", "encoder.name=bundled:minilmm"], "Did you mean 'minilm'?"),
         (
             ["train", "good.csv", "-s", "data.labels=['a','c']"],
-            "labels are outside data.labels = ['a', 'c']: 'b' in row 2",
+            "labels are none of those known from data.labels or from the training texts, ['a', 'c']: 'b' in row 2",
         ),
         (
             ["train", "good.csv", "-s", "adapter.rnk=3"],

@@ -1,14 +1,12 @@
-"""Sources, labels and splits."""
+"""Sources, and what is read from them."""
 
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from lorafit import bundled, data
-from lorafit.data import Source, Texts
+from lorafit.data import Source
 from lorafit.errors import DataError
 
 
@@ -20,11 +18,11 @@ def source(texts: list[object], labels: list[object], names: list[str] | None = 
 
 def test_label_names_are_found_declared_or_the_sources_own() -> None:
     assert data.clean(source(["a", "b"], ["pos", "neg"])).labels == ["neg", "pos"]
-    assert data.clean(source(["a", "b"], ["pos", "neg"]), labels=["pos", "neg"]).label_ids == [0, 1]
+    assert data.clean(source(["a", "b"], ["pos", "neg"]), labels=["pos", "neg"]).label_ids.tolist() == [0, 1]
     assert data.clean(source(["a", "b", "c"], [10, 9, 9])).labels == ["9", "10"]
     integers = data.clean(source(["a", "b"], [1, 0], ["neg", "pos"]))
-    assert (integers.labels, integers.label_ids) == (["neg", "pos"], [1, 0])
-    assert data.clean(source(["a", "b"], ["1", "0"]), labels=["neg", "pos"]).label_ids == [1, 0]
+    assert (integers.labels, integers.label_ids.tolist()) == (["neg", "pos"], [1, 0])
+    assert data.clean(source(["a", "b"], ["1", "0"]), labels=["neg", "pos"]).label_ids.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -64,91 +62,13 @@ def test_a_label_that_breaks_a_line_is_no_name() -> None:
 
 def test_empty_rows_are_dropped_when_the_recipe_says_so() -> None:
     cleaned = data.clean(source(["a", "", "b"], [0, 0, 1]), on_empty="drop")
-    assert (cleaned.texts, cleaned.label_ids) == (["a", "b"], [0, 1])
+    assert (cleaned.texts, cleaned.label_ids.tolist()) == (["a", "b"], [0, 1])
 
 
 def test_marks_stay_unless_the_recipe_says_strip() -> None:
     marked = source(["good<br /><br />film", "1 < 2 and 3 > 2"], [0, 1])
     assert data.clean(marked).texts[0] == "good<br /><br />film"
     assert data.clean(marked, html="strip").texts == ["good  film", "1 < 2 and 3 > 2"]
-
-
-def assert_no_text_in_two(parts: dict[str, Texts]) -> None:
-    homes = Counter(text for part in parts.values() for text in set(part.texts))
-    assert set(homes.values()) == {1}
-
-
-def pool(count: int, classes: int = 2, copies: int = 1) -> Texts:
-    texts = [f"text {n // copies}" for n in range(count)]
-    return Texts(texts, [(n // copies) % classes for n in range(count)], [str(n) for n in range(classes)])
-
-
-def test_splits_have_their_sizes_and_their_shares_of_each_class() -> None:
-    uneven = Texts([f"t{n}" for n in range(1000)], [int(n % 10 == 0) for n in range(1000)], ["a", "b"])
-    parts = data.split(uneven, 500, 200, 100)
-    assert {name: len(part) for name, part in parts.items()} == {"train": 500, "validation": 200, "test": 100}
-    assert {name: sum(part.label_ids) for name, part in parts.items()} == {"train": 50, "validation": 20, "test": 10}
-    everything = data.split(uneven, 0.7, 0.15, 0.15)
-    assert sorted(text for part in everything.values() for text in part.texts) == sorted(uneven.texts)
-
-
-def test_splits_are_a_function_of_the_seed() -> None:
-    assert data.split(pool(100), 50, 20, 20, seed=1) == data.split(pool(100), 50, 20, 20, seed=1)
-    assert data.split(pool(100), 50, 20, 20, seed=1) != data.split(pool(100), 50, 20, 20, seed=2)
-
-
-def test_identical_texts_stay_together() -> None:
-    parts = data.split(pool(600, copies=3), 200, 101, 100, seed=3)
-    assert_no_text_in_two(parts)
-    assert len(parts["train"]) >= 198  # a class quota that 3 does not divide leaves at most 2 free
-    every = Counter(text for part in parts.values() for text in part.texts)
-    assert set(every.values()) == {3}
-
-
-@pytest.mark.soak
-def test_splits_keep_their_promises_whatever_the_data() -> None:
-    for seed in range(2000):
-        random = np.random.default_rng(seed)
-        count = int(random.integers(100, 400))
-        texts = [f"t{n}" for n in random.integers(0, count, count)]
-        classes = int(random.integers(2, 4))
-        whole = Texts(texts, [int(text[1:]) % classes for text in texts], list("abc")[:classes])
-        sizes = [int(count * share) for share in (0.5, 0.2, 0.2)]
-        parts = data.split(whole, *sizes, seed=seed)
-        assert_no_text_in_two(parts)
-        assert all(len(part) <= size for part, size in zip(parts.values(), sizes, strict=True))
-
-
-def test_texts_of_an_official_test_leave_the_training_pool() -> None:
-    test = Texts(["text 0", "text 1", "other"], [0, 1, 1], ["0", "1"])
-    parts = data.split(pool(20), 0.5, 0.5, 1.0, test=test)
-    assert not set(test.texts) & (set(parts["train"].texts) | set(parts["validation"].texts))
-    assert sorted(parts["test"].texts) == sorted(test.texts)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "sentence"),
-    [
-        ((80, 20, 20), "The splits ask for 120 texts (80 + 20 + 20); there are 100"),
-        ((0.9, 0.2, 0.2), "The splits ask for 130 texts"),
-        ((50, 1, 20), "Too few examples of '1': 1 validation texts would hold none"),
-        ((97, 1, 2), "Too few examples of"),
-    ],
-)
-def test_too_few_examples_for_the_split_are_refused(sizes: tuple[float, float, float], sentence: str) -> None:
-    with pytest.raises(DataError) as error:
-        data.split(pool(100), *sizes)
-    assert sentence in str(error.value)
-
-
-def test_a_rare_class_is_never_missing_from_a_split_in_silence() -> None:
-    rare = Texts([f"t{n}" for n in range(100)], [int(n < 4) for n in range(100)], ["a", "b"])
-    with pytest.raises(DataError, match=r"Too few examples of 'b': 15 (validation|test) texts would hold none"):
-        data.split(rare, 0.7, 0.15, 0.15)
-    enough = Texts(rare.texts, [int(n < 12) for n in range(100)], ["a", "b"])
-    parts = data.split(enough, 0.7, 0.15, 0.15)
-    assert [sum(part.label_ids) for part in parts.values()] == [8, 2, 2]
-    assert sum(map(len, parts.values())) == 100
 
 
 def test_label_names_are_those_of_the_label_column() -> None:
@@ -179,3 +99,15 @@ def test_a_source_that_does_not_exist_says_what_there_is() -> None:
         data.open_source("bundled:imbd")
     with pytest.raises(DataError, match="A data set of the Hub is written hub:stanfordnlp/imdb"):
         data.open_source("stanfordnlp/imdb")
+
+
+def test_pairs_are_read_from_two_columns_and_checked_in_both() -> None:
+    table = pd.DataFrame({"a": ["one<br />", "two", "three"], "b": ["uno", "dos", ""], "label": ["x", "y", "x"]})
+    pairs = Source(table, "f.csv", "")
+    read = data.clean(pairs, text="a", text_pair="b", on_empty="drop", html="strip")
+    assert read.texts == [("one ", "uno"), ("two", "dos")]
+    with pytest.raises(DataError, match=r"f.csv: 1 of 3 rows have no text .row 3,"):
+        data.clean(pairs, text="a", text_pair="b")
+    numbers = Source(table.assign(b=[1, 2, 3]), "f.csv", "")
+    with pytest.raises(DataError, match=r"column 'b' holds numbers .such as 1., not texts. Set data.text_pair"):
+        data.clean(numbers, text="a", text_pair="b")

@@ -168,6 +168,21 @@ def test_a_data_set_keeps_its_splits_and_its_label_names(published: HubServer) -
         data.open_source("hub:stanfordnlp/imdb", split="tset")
 
 
+def test_a_data_set_of_several_labels_a_text_keeps_their_names(published: HubServer) -> None:
+    """In the shape of go_emotions: a list of label numbers a text."""
+    folder = published.folder("datasets", "acme/emotions")
+    folder.mkdir(parents=True, exist_ok=True)
+    one_label = "    dtype:\n      class_label:\n        names:\n          '0': neg\n          '1': pos\n"
+    list_of_labels = "    list:\n      class_label:\n        names:\n          '0': neg\n          '1': pos\n"
+    (folder / "README.md").write_text(_CARD.replace(one_label, list_of_labels).replace("plain_text/train", "train"))
+    table = pd.DataFrame({"text": ["a", "b", "c"], "label": [[0], [0, 1], []]})
+    table.to_parquet(folder / "train-00000-of-00001.parquet", index=False)
+    (folder / "plain_text").mkdir(exist_ok=True)
+    table.to_parquet(folder / "plain_text" / "test-00000-of-00001.parquet", index=False)
+    read = data.clean(data.open_source("hub:acme/emotions"))
+    assert (read.labels, read.label_ids.tolist()) == (["neg", "pos"], [[1, 0], [1, 1], [0, 0]])
+
+
 def _offline(tmp_path: Path, arguments: list[str], hf_home: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process whose Hub does not answer."""
     with socket.socket() as closed:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lorafit import bundle, checks, manifest, pipeline, proof
 from lorafit.errors import BundleError, RunError
+from lorafit.recipe import Data
 from tests.conftest import Said
 from tests.test_training import FP32, attached
 
@@ -161,8 +162,8 @@ def test_a_model_that_was_turned_and_answers_otherwise_is_refused(tiny: Path) ->
     model, tokenizer = attached(tiny)
     other, _ = attached(tiny)
     texts = ["a good film " * 200, "a bad film"]  # the first is longer than the encoder's window of 64
-    proof.refuse_other_answers(model, other, texts, tokenizer, 64, FP32)
+    proof.refuse_other_answers(model, other, texts, tokenizer, Data(max_tokens=64), FP32)
     with torch.no_grad():
         other.base_model.model.classifier.modules_to_save["default"].bias.add_(0.01)
     with pytest.raises(RunError, match="answers otherwise: its logits differ by up to 0.01, where fp32 explains"):
-        proof.refuse_other_answers(model, other, texts, tokenizer, 64, FP32)
+        proof.refuse_other_answers(model, other, texts, tokenizer, Data(max_tokens=64), FP32)

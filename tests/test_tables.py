@@ -70,3 +70,12 @@ def test_columns_are_found_by_name_and_by_content() -> None:
         tables.guess_columns(odd[["id", "q"]], "f.csv")
     with pytest.raises(DataError, match="no column looks like texts"):
         tables.guess_columns(odd[["id"]], "f.csv")
+
+
+def test_lists_are_found_as_labels_and_written_as_json_where_cells_are_text(tmp_path: Path) -> None:
+    table = pd.DataFrame({"q": [f"some words {n}" for n in range(10)], "kinds": [["x"], ["x", "ÿ"]] * 5})
+    assert tables.guess_columns(table, "") == tables.Columns("q", "kinds")
+    for suffix in tables.SUFFIXES:
+        tables.write(table, tmp_path / f"table{suffix}")
+        back = tables.column(tables.read(tmp_path / f"table{suffix}"), "kinds", "")
+        assert back[1] == (["x", "ÿ"] if suffix in (".jsonl", ".parquet") else '["x", "ÿ"]')

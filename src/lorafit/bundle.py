@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from lorafit import checks, encoders, manifest
 from lorafit.checks import CARD, CONFIG, UNSEALED, WEIGHTS, Shapes
-from lorafit.data import strip_tags
+from lorafit.data import Text, strip_tags
 from lorafit.encoders import Files
 from lorafit.errors import BundleError, EncoderError, LorafitWarning, printable
 from lorafit.files import sha256_of, storing
@@ -54,24 +54,33 @@ class Loaded:
     manifest: Manifest
     different_base: str | None = None
 
-    def encode(self, texts: Sequence[str]) -> Tokens:
-        """Return the token ids of texts, prepared and cut as in training.
+    def encode(self, texts: Sequence[Text]) -> Tokens:
+        """Return the token ids of texts or of pairs, prepared and cut as in training.
 
         Raises:
             EncoderError: the tokenizer fails.
             BundleError: it gives ids that the encoder does not embed.
         """
         strips = self.manifest.html == "strip"
-        return self.encode_prepared([strip_tags(text) for text in texts] if strips else texts)
+        return self.encode_prepared([_without_tags(text) for text in texts] if strips else texts)
 
-    def encode_prepared(self, texts: Sequence[str]) -> Tokens:
+    def encode_prepared(self, texts: Sequence[Text]) -> Tokens:
         """Return what `encode` does, of texts whose tags are taken out already."""
         with encoders.refusing_what_does_not_load("The tokenizer"):
             tokens = encode(texts, self.tokenizer, self.manifest.max_tokens, self.manifest.long_text)
         rows = self.manifest.base.shape.vocabulary
         if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < rows:
             raise BundleError(f"The tokenizer gives the id {tokens.ids.max():,}; its base embeds only {rows:,} tokens.")
+        types = getattr(self.model.config, "type_vocab_size", 0)  # 0: token types are not looked at
+        if tokens.type_ids is not None and len(tokens.ids) and types and tokens.type_ids.max() >= types:
+            raise BundleError(
+                f"The tokenizer marks the second text of a pair, which its base can't; it has {types} mark."
+            )
         return tokens
+
+
+def _without_tags(text: Text) -> Text:
+    return strip_tags(text) if isinstance(text, str) else (strip_tags(text[0]), strip_tags(text[1]))
 
 
 def folder_of(path: Path | str) -> Path:
@@ -170,7 +179,15 @@ def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool
         _refuse_wrong_base(folder, found.base, files, allow_different_base)
     checks.refuse_wrong_shapes(folder, shapes, checks.expected_shapes(files, lora, len(found.labels)))
     own_head = found.training is None  # which only an adapter of somebody else's can have begun with
-    made = encoders.load(files, found.labels, dropout="keep", seed=found.seed, pooling=found.pooling, own_head=own_head)
+    made = encoders.load(
+        files,
+        found.labels,
+        task=found.task,
+        dropout="keep",
+        seed=found.seed,
+        pooling=found.pooling,
+        own_head=own_head,
+    )
     checks.refuse_random_modules(folder, made.fresh, lora)
     try:
         model = PeftModel.from_pretrained(made.model, str(folder), config=lora, local_files_only=True)
@@ -179,7 +196,7 @@ def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool
     model.eval()
     checks.refuse_other_than_numbers(folder, model)
     tokenizer = _load_tokenizer(folder, files)
-    checks.refuse_unfit_tokenizer(folder, tokenizer, files, found.max_tokens)
+    checks.refuse_unfit_tokenizer(folder, tokenizer, files, found)
     different = files.sha256 if _of(files) != (found.base.sha256, found.base.config_sha256) else None
     return Loaded(model, made.fresh, tokenizer, found, different)
 

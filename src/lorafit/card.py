@@ -43,8 +43,10 @@ def write_merged(folder: Path, manifest: Manifest) -> None:
         header=header.to_yaml(),
         base=_base_link(manifest.base),
         weights=manifest.base.sha256[:12],
-        labels=_numbered(manifest.labels),
+        labels=_numbered(manifest),
         html=_HTML if manifest.html == "strip" else "",
+        all_labels=", top_k=None" if manifest.task == "multi_label" else "",
+        text=_PIPELINE_PAIR if manifest.text_pair else _TEXT,
     )
     write_text(folder / FILE, card)
 
@@ -61,7 +63,7 @@ def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
         name=recipe["name"],
         base=_base_link(base),
         weights=base.sha256[:12],
-        labels=_numbered(manifest.labels),
+        labels=_numbered(manifest),
         data=manifest.training.data,
         texts=manifest.training.texts,
         reading=manifest.reading,
@@ -114,8 +116,9 @@ def _base_link(base: Base) -> str:
     return f"[{base.id}](https://huggingface.co/{base.id}) at revision `{base.revision}`"
 
 
-def _numbered(labels: list[str]) -> str:
-    return ", ".join(f"{label_id} = `{label}`" for label_id, label in enumerate(labels))
+def _numbered(manifest: Manifest) -> str:
+    several = "; a text may have several" if manifest.task == "multi_label" else ""
+    return ", ".join(f"{label_id} = `{label}`" for label_id, label in enumerate(manifest.labels)) + several
 
 
 def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
@@ -134,17 +137,25 @@ def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
 
 def _use(manifest: Manifest) -> str:
     """Return how to use it: in plain PEFT, where that can read as the adapter was trained, and with lorafit."""
+    with_lorafit = _WITH_LORAFIT.format(text=_PAIR if manifest.text_pair else _TEXT)
     if manifest.pooling == "mean":
-        return f"{_MEAN}\n\n{_WITH_LORAFIT}"
+        return f"{_MEAN}\n\n{with_lorafit}"
     cut = _CUT.format(max_tokens=manifest.max_tokens) if manifest.long_text != "head" else ""
     plain = "\n\n".join(["With plain PEFT, for which the names of the labels have to be given:", *_snippets(manifest)])
-    return f"{plain}\n\n{cut}{_WITH_LORAFIT}"
+    return f"{plain}\n\n{cut}{with_lorafit}"
 
 
 def _snippets(manifest: Manifest) -> list[str]:
     names = dict(enumerate(manifest.labels))
     strips = manifest.html == "strip"
-    ask = _ASK.format(max_tokens=manifest.max_tokens, strip=_STRIP if strips else "")
+    ask = _ASK.format(
+        max_tokens=manifest.max_tokens,
+        strip=(_STRIP_PAIRS if manifest.text_pair else _STRIP) if strips else "",
+        text=_PAIR if manifest.text_pair else _TEXT,
+        normalized="sigmoid()" if manifest.task == "multi_label" else "softmax(-1)",
+        thresholds="" if manifest.thresholds is None else f"thresholds = torch.tensor({manifest.thresholds})\n",
+        given=_given(manifest),
+    )
     imports = "import re\n\n" if strips else ""
     whole = _OVER_THE_BASE.format(
         imports=imports,
@@ -158,17 +169,30 @@ def _snippets(manifest: Manifest) -> list[str]:
     return [_AUTO.format(imports=imports, names=names, ask=ask), "Or over a base that you load yourself:", whole]
 
 
+def _given(manifest: Manifest) -> str:
+    """Return the Python expression for what is given to a row of probabilities, as `tasks.decide` has it."""
+    if manifest.task == "multi_label":
+        limits = 0.5 if manifest.thresholds is None else "thresholds"
+        return f"[id2label[int(number)] for number in (row >= {limits}).nonzero()]"
+    return f"id2label[int({'row' if manifest.thresholds is None else '(row / thresholds)'}.argmax())]"
+
+
+_TEXT, _PAIR = '"A text."', '("A text.", "Its second text.")'
+_PIPELINE_PAIR = '{"text": "A text.", "text_pair": "Its second text."}'
 _STRIP = f"""\
 texts = [re.sub({TAG.pattern!r}, " ", text) for text in texts]  # as in training
 """
+_STRIP_PAIRS = f"""\
+texts = [tuple(re.sub({TAG.pattern!r}, " ", text) for text in pair) for pair in texts]  # as in training
+"""
 _ASK = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
-texts = ["A text."]
-{strip}batch = tokenizer(texts, truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
+texts = [{text}]
+{strip}{thresholds}batch = tokenizer(texts, truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
 with torch.inference_mode():
-    probabilities = model(**batch).logits.softmax(-1)
+    probabilities = model(**batch).logits.{normalized}
 for row in probabilities:
-    print(id2label[int(row.argmax())], row.tolist())"""
+    print({given}, row.tolist())"""
 
 _AUTO = """\
 ```python
@@ -205,7 +229,7 @@ With lorafit, which knows the names, finds the base, and refuses a wrong one:
 ```python
 from lorafit import Classifier
 
-print(Classifier.load(".").predict(["A text."]))
+print(Classifier.load(".").predict([{text}]))
 ```"""
 _MEAN = """\
 The head reads the mean of the tokens. PEFT's files can't say so: in plain PEFT this adapter would read each text's
@@ -266,7 +290,7 @@ _MERGED = """\
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", model=".", truncation=True)
-print(classify(["A text."]))
+classify = pipeline("text-classification", model=".", truncation=True{all_labels})
+print(classify([{text}]))
 ```
 """

@@ -214,7 +214,7 @@ def refuse_other_than_numbers(folder: Path, model: PeftModel) -> None:
             raise BundleError(f"{folder / WEIGHTS}: {name} holds something that is no number.")
 
 
-def refuse_unfit_tokenizer(folder: Path, tokenizer: Any, files: Files, max_tokens: int) -> None:
+def refuse_unfit_tokenizer(folder: Path, tokenizer: Any, files: Files, made: Manifest) -> None:
     """Refuse a tokenizer with ids that the encoder does not embed, and a window that it does not have.
 
     Raises:
@@ -225,10 +225,10 @@ def refuse_unfit_tokenizer(folder: Path, tokenizer: Any, files: Files, max_token
         raise BundleError(
             f"The tokenizer in {folder} gives ids up to {largest:,}; its base {files.name} embeds only {rows:,} tokens."
         )
-    special, window = tokenizer.num_special_tokens_to_add(), encoders.window(files, tokenizer)
-    if not special < max_tokens <= window:
+    special, window = tokenizer.num_special_tokens_to_add(pair=made.text_pair), encoders.window(files, tokenizer)
+    if not special < made.max_tokens <= window:
         raise BundleError(
-            f"{folder} says that texts have up to {max_tokens:,} tokens; its base {files.name} reads from "
+            f"{folder} says that texts have up to {made.max_tokens:,} tokens; its base {files.name} reads from "
             f"{special + 1} to {window:,}."
         )
 

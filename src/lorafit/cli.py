@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -65,6 +65,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_MOST_COLUMNS = 8  # of probabilities, that fit beside a text
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as TOML.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
 Overrides = Annotated[
@@ -74,6 +76,9 @@ Overrides = Annotated[
 Small = Annotated[bool, typer.Option("--small", help="Apply the recipe's own [small] table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what stands there.")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", metavar="NAME", help="The column with the texts.")]
+PairColumn = Annotated[
+    str | None, typer.Option("--pair-column", metavar="NAME", help="The column with each text's second one, for pairs.")
+]
 LabelColumn = Annotated[str | None, typer.Option("--label-column", metavar="NAME", help="The column with the labels.")]
 Quiet = Annotated[bool, typer.Option("--quiet", callback=_silence, help="Results, warnings and errors only.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A run folder or an adapter folder.")]
@@ -133,6 +138,7 @@ def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
 def init(
     data_file: Annotated[Path, typer.Argument(metavar="DATA_FILE", help="A CSV, TSV, JSONL or Parquet file.")],
     text_column: TextColumn = None,
+    pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -142,7 +148,7 @@ def init(
     """
     from lorafit import recipe
 
-    drafted = _recipe_for_file(data_file, text_column, label_column, ())
+    drafted = _recipe_for_file(data_file, _Columns(text_column, pair_column, label_column), ())
     path = Path(f"{drafted.name}.toml")
     if path.exists() and not overwrite:
         raise StorageError(f"{path} is there already. Replace it with --overwrite.")
@@ -178,6 +184,7 @@ def doctor(
         typer.Argument(metavar="RECIPE | DATA_FILE | RUN", help="A recipe, a file with texts and labels, or a run."),
     ],
     text_column: TextColumn = None,
+    pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     settings: Overrides = None,
     small: Small = False,
@@ -191,12 +198,13 @@ def doctor(
     """
     from lorafit import doctor, runs
 
+    columns = _Columns(text_column, pair_column, label_column)
     if source.is_dir():
-        if text_column or label_column or settings or small:
-            raise RecipeError("A run has its own recipe: no --text-column, --label-column, --set, --small.")
+        if any(columns) or settings or small:
+            raise RecipeError("A run has its own recipe: it takes no columns, --set or --small.")
         found = doctor.examine_run(runs.open_run(source))
     else:
-        found = doctor.examine(_chosen_recipe(source, text_column, label_column, tuple(settings or ()), small))
+        found = doctor.examine(_chosen_recipe(source, columns, tuple(settings or ()), small))
     if as_json:
         typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
     else:
@@ -212,6 +220,7 @@ def train(
         typer.Argument(metavar="RECIPE | DATA_FILE", help="A recipe, or a file with texts and labels."),
     ] = None,
     text_column: TextColumn = None,
+    pair_column: PairColumn = None,
     label_column: LabelColumn = None,
     settings: Overrides = None,
     small: Small = False,
@@ -232,6 +241,7 @@ def train(
     """Train an adapter: from a recipe, or straight from a data file."""
     from lorafit import pipeline, recipe, runs
 
+    columns = _Columns(text_column, pair_column, label_column)
     if resume is not None:
         if small or out or overwrite or dry_run or seeds > 1:
             raise RecipeError(
@@ -239,14 +249,14 @@ def train(
             )
         claimed = None
         if source is not None:
-            claimed = _chosen_recipe(source, text_column, label_column, tuple(settings or ()), small=False)
+            claimed = _chosen_recipe(source, columns, tuple(settings or ()), small=False)
         elif settings:
             claimed = recipe.from_values(runs.open_run(resume).recipe.model_dump(), tuple(settings))
         pipeline.resume(resume, claimed)
         return
     if source is None:
         raise RecipeError("Name a recipe or a data file; `lorafit demo` needs neither.")
-    chosen = _chosen_recipe(source, text_column, label_column, tuple(settings or ()), small)
+    chosen = _chosen_recipe(source, columns, tuple(settings or ()), small)
     if dry_run:
         typer.echo(recipe.to_toml(chosen), nl=False)
         pipeline.plan(chosen)
@@ -307,7 +317,10 @@ def predict(
     bundle: BundleFolder,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Texts; without any, lines of standard input."),
+        typer.Argument(
+            metavar="TEXT",
+            help="Texts, of pairs two by two; without any, lines of standard input, of pairs with a tab between.",
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base with its untrained head.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -318,6 +331,7 @@ def predict(
         Path | None, typer.Option("--output", metavar="FILE", help="Write the answers to a file.")
     ] = None,
     text_column: TextColumn = None,
+    pair_column: PairColumn = None,
     encoder: Encoder = None,
     allow_different_base: DifferentBase = False,
     _: Quiet = False,
@@ -331,13 +345,19 @@ def predict(
     if input_file is not None:
         if texts or output_file is None:
             raise DataError("--input needs --output, and no texts beside it.")
-        rows = predict_file(load, input_file, output_file, text_column=text_column or "text", base=base)
+        rows = predict_file(
+            load, input_file, output_file, text_column=text_column or "text", pair_column=pair_column or "", base=base
+        )
         typer.echo(f"Wrote {rows:,} rows to {output_file}.")
         return
-    if output_file is not None or text_column is not None:
-        raise DataError("--output and --text-column go with --input.")
+    if output_file is not None or text_column is not None or pair_column is not None:
+        raise DataError("--output, --text-column and --pair-column go with --input.")
     asked = texts or _lines_of_standard_input()
-    answers = load().predict(asked, base=base)
+    classifier = load()
+    if classifier.text_pair:
+        answers = classifier.predict(_two_by_two(texts) if texts else _split_at_tabs(asked), base=base)
+    else:
+        answers = classifier.predict(asked, base=base)
     if as_json:
         typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
     else:
@@ -445,32 +465,39 @@ def runs() -> None:
     _stdout().print(table)
 
 
-def _chosen_recipe(
-    source: Path, text_column: str | None, label_column: str | None, settings: tuple[str, ...], small: bool
-) -> "Recipe":
+class _Columns(NamedTuple):
+    """The columns of a data file that were named."""
+
+    text: str | None
+    pair: str | None
+    label: str | None
+
+
+def _chosen_recipe(source: Path, columns: _Columns, settings: tuple[str, ...], small: bool) -> "Recipe":
     from lorafit import recipe, tables
 
     if not tables.is_table(source):
-        if text_column or label_column:
-            raise RecipeError("--text-column and --label-column go with a data file; a recipe names its own columns.")
+        if any(columns):
+            raise RecipeError(
+                "--text-column, --pair-column and --label-column go with a data file; a recipe names its own columns."
+            )
         return recipe.load(source, settings, small=small)
     if small:
         raise RecipeError("--small goes with a recipe that has a [small] table.")
-    return _recipe_for_file(source, text_column, label_column, settings)
+    return _recipe_for_file(source, columns, settings)
 
 
-def _recipe_for_file(
-    file: Path, text_column: str | None, label_column: str | None, settings: tuple[str, ...]
-) -> "Recipe":
+def _recipe_for_file(file: Path, columns: _Columns, settings: tuple[str, ...]) -> "Recipe":
     """Return a recipe for a data file; columns that were not named are found, and said."""
     from lorafit import recipe, tables
 
-    if text_column and label_column:
-        return recipe.for_file(file, text_column, label_column, settings)
-    found = tables.guess_columns(tables.read(file), str(file))
-    text_column, label_column = text_column or found.text, label_column or found.label
-    console.say(f"Columns found: texts in {text_column!r}, labels in {label_column!r}.")
-    return recipe.for_file(file, text_column, label_column, settings)
+    text, pair, label = columns
+    if not (text and label):
+        others = tables.read(file).drop(columns=[pair] if pair else [], errors="ignore")
+        found = tables.guess_columns(others, str(file))
+        text, label = text or found.text, label or found.label
+        console.say(f"Columns found: texts in {text!r}, labels in {label!r}.")
+    return recipe.for_file(file, text, label, settings, text_pair=pair or "")
 
 
 def _lines_of_standard_input() -> list[str]:
@@ -485,6 +512,22 @@ def _lines_of_standard_input() -> list[str]:
     return lines
 
 
+def _two_by_two(texts: list[str]) -> list[tuple[str, str]]:
+    if len(texts) % 2:
+        raise DataError(f"This adapter reads pairs: name texts two by two, not {len(texts)}.")
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _split_at_tabs(lines: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            raise DataError(f"This adapter reads pairs: line {number} needs one tab, between its two texts.")
+        pairs.append((first, second))
+    return pairs
+
+
 def _print_scores(run: "Run") -> None:
     scores = run.scores
     assert scores is not None
@@ -493,10 +536,20 @@ def _print_scores(run: "Run") -> None:
 
 def _print_predictions(answers: list[dict[str, Any]]) -> None:
     labels = [key.removesuffix("_prob") for key in answers[0] if key.endswith("_prob")]
-    table = _table("label", *(f"{label}_prob" for label in labels), "text")
+    texts = [key for key in ("text", "text_pair") if key in answers[0]]
+    few = len(labels) <= _MOST_COLUMNS
+    table = _table("given", *([f"{label}_prob" for label in labels] if few else ["most probable"]), *texts)
     for answer in answers:
-        table.add_row(answer["label"], *(f"{answer[f'{label}_prob']:.3f}" for label in labels), answer["text"])
+        probabilities = {label: answer[f"{label}_prob"] for label in labels}
+        given = answer["label"] if "label" in answer else ", ".join(answer["labels"]) or "-"
+        most = sorted(labels, key=lambda label: -probabilities[label])[:3]
+        shown = [f"{p:.3f}" for p in probabilities.values()] if few else [_listed(probabilities, most)]
+        table.add_row(given, *shown, *(answer[key] for key in texts))
     _stdout().print(table)
+
+
+def _listed(probabilities: dict[str, float], labels: list[str]) -> str:
+    return ", ".join(f"{label} {probabilities[label]:.3f}" for label in labels)
 
 
 def _print_contents(contents: "Contents") -> None:
@@ -511,8 +564,8 @@ def _print_contents(contents: "Contents") -> None:
     else:
         rows |= {
             "base": str(made.base),
-            "labels": ", ".join(made.labels),
-            "texts": f"{made.reading}; html: {made.html}",
+            "labels": ", ".join(made.labels) + ("; a text may have several" if made.task == "multi_label" else ""),
+            "texts": f"{'pairs, ' if made.text_pair else ''}{made.reading}; html: {made.html}",
         }
         if made.training is not None:
             score, counts = made.training.validation, made.training.texts

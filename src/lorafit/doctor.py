@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from lorafit import data, encoders, findings, pipeline, predict, tables, tasks, tokens
-from lorafit.data import Source, Texts
+from lorafit import data, encoders, findings, pipeline, predict, splits, tables, tasks, tokens
+from lorafit.data import Source, Text, Texts
 from lorafit.errors import DataError, EncoderError, HubError, LorafitError, RunError
 from lorafit.findings import Finding, Row, Severity
 from lorafit.recipe import Data, Recipe
@@ -87,14 +87,14 @@ def examine(recipe: Recipe) -> Findings:
         *findings.repeated(rows),
         *findings.markup(rows, settings.html),
     ]
-    splits = defaultdict(list)
+    homes = defaultdict(list)
     for row in rows:
         for label in row.labels:
-            splits[label].append(row.split)
+            homes[label].append(row.split)
     return Findings(
         source=settings.source,
         texts=_by_split(row.split for row in rows),
-        classes={label: _by_split(splits[label]) for label in pool.labels},
+        classes={label: _by_split(homes[label]) for label in pool.labels},
         lengths=lengths,
         findings=sorted(found, key=lambda finding: get_args(Severity).index(finding.severity)),
     )
@@ -137,7 +137,7 @@ def examine_run(run: Run) -> Findings:
     return replace(found, findings=_label_errors(len(suspects), len(texts), examples) + found.findings)
 
 
-def _suspicion(text: str | tuple[str, str], ids: np.ndarray, given: np.ndarray, labels: list[str]) -> str:
+def _suspicion(text: Text, ids: np.ndarray, given: np.ndarray, labels: list[str]) -> str:
     label, answer = (", ".join(_names(which, labels)) or "none" for which in (ids, given))
     return findings.quoted(_joined(text), f"labelled {label}, the adapter says {answer}")
 
@@ -166,7 +166,7 @@ def _split(recipe: Recipe, pool: Texts, test: Texts | None) -> tuple[dict[str, T
     """Return the splits as training makes them; none, and what it would say, where it refuses."""
     sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
     try:
-        return data.split(pool, *sizes, seed=recipe.seed, test=test), []
+        return splits.split(pool, *sizes, seed=recipe.seed, test=test), []
     except DataError as error:
         return {}, [Finding("error", "splits", str(error))]
 
@@ -191,15 +191,15 @@ def _names(ids: int | np.ndarray, labels: list[str]) -> tuple[str, ...]:
     return tuple(labels[place] for place in places)
 
 
-def _joined(text: str | tuple[str, str]) -> str:
-    return text if isinstance(text, str) else "\n".join(text)
+def _joined(text: Text) -> str:
+    return "\n".join(data.parts(text))
 
 
 def _empty(source: Source, settings: Data) -> list[Finding]:
     empty = _rows_without_text(source, settings)
     if not empty:
         return []
-    count = f"{source.place}: {len(empty):,} of {len(source.table):,} rows have no text ({data.name_rows(empty)})"
+    count = f"{source.place}: {len(empty):,} of {len(source.table):,} rows have no text ({tables.name_rows(empty)})"
     if settings.on_empty == "drop":
         return [Finding("note", "empty texts", f"{count}; they are left out.", len(empty))]
     advice = 'Training refuses them. Mend them, or leave them out with data.on_empty = "drop".'
@@ -216,7 +216,7 @@ def _rows_without_text(source: Source, settings: Data) -> list[int]:
     return [row for row, cells in enumerate(zip(*columns, strict=True)) if any(map(is_empty, cells))]
 
 
-def _measured(recipe: Recipe, texts: list[str]) -> tuple[Lengths | None, list[Finding]]:
+def _measured(recipe: Recipe, texts: list[Text]) -> tuple[Lengths | None, list[Finding]]:
     """Return the texts' lengths and what there is to say of them; the encoder's own fault, where it has one."""
     max_tokens = recipe.data.max_tokens
     try:

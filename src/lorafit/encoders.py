@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from lorafit import bundled, families, hub, runtime
 from lorafit.errors import EncoderError, StorageError
 from lorafit.files import sha256_of, write_text
-from lorafit.manifest import Pooling, Shape
+from lorafit.manifest import Pooling, Shape, Task
 from lorafit.pooling import read_the_mean
 from lorafit.runtime import cache_dir
 
@@ -202,6 +202,7 @@ def load(
     files: Files,
     labels: list[str],
     *,
+    task: Task = "single_label",
     dropout: float | str = 0.0,
     seed: int = 0,
     pooling: Pooling = "first",
@@ -212,6 +213,7 @@ def load(
     Args:
         files: from `locate`.
         labels: label names in the order of their ids.
+        task: one label a text, or any number; transformers' pipelines give probabilities by it.
         dropout: the encoder's own, everywhere in its configuration; "keep" leaves that alone.
         seed: decides the fresh head, which `predict --base` makes again.
         pooling: what the head reads: "first", or "mean", which lorafit alone can read back.
@@ -224,7 +226,7 @@ def load(
     with refusing_what_does_not_load(files.name):
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: label_id for label_id, label in enumerate(labels)}
-        config.problem_type = "single_label_classification"
+        config.problem_type = f"{task}_classification"
         if dropout != "keep":
             for key in _dropout_keys(config):
                 setattr(config, key, float(dropout))

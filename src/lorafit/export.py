@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lorafit import bundle, card, predict, proof
+from lorafit.data import Text
 from lorafit.errors import BundleError, StorageError
 from lorafit.files import new_folder, write_text
 
@@ -68,7 +69,7 @@ def merge(
             f"{source} reads the mean of the tokens, which an ordinary model of its family can't; its adapter can't be "
             "merged into one. lorafit predicts with it as it is."
         )
-    texts = proof.read(source).texts if loaded.manifest.proof else list(_TEXTS)
+    texts: Sequence[Text] = proof.read(source).texts if loaded.manifest.proof else _TEXTS
     tokens, pad_id = loaded.encode(texts), loaded.tokenizer.pad_token_id
     before = predict.plain_logits(loaded.model, tokens, pad_id)
     model = loaded.model.merge_and_unload()
@@ -107,7 +108,7 @@ def _read_back(folder: Path) -> Any:
     ).eval()
 
 
-def _write_record(folder: Path, loaded: bundle.Loaded, gap: float, texts: Sequence[str]) -> None:
+def _write_record(folder: Path, loaded: bundle.Loaded, gap: float, texts: Sequence[Text]) -> None:
     record = {
         "adapter": loaded.manifest.model_dump(mode="json"),
         "different_base": loaded.different_base,

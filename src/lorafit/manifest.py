@@ -161,6 +161,8 @@ class Manifest(_Part):
             raise ValueError("labels are not distinct")
         if self.thresholds is not None and len(self.thresholds) != len(self.labels):
             raise ValueError("there is not one threshold a label")
+        if self.text_pair and self.long_text != "head":
+            raise ValueError("pairs are read by their head only")
         return self
 
 

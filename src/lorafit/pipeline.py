@@ -26,7 +26,7 @@ from lorafit import (
     proof,
     runs,
     runtime,
-    tasks,
+    splits,
     training,
 )
 from lorafit import recipe as recipes
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe) -> Prepared:
         pool = clean(source, recipe.data, recipe.data.labels)
         test = clean(test_source, recipe.data, pool.labels) if test_source else None
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
-        parts = data.split(pool, *sizes, seed=recipe.seed, test=test)
+        parts = splits.split(pool, *sizes, seed=recipe.seed, test=test)
         found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens, recipe.data.long_text)
     say(f"Data: {found}{'; prepared already, nothing has changed' if known else ''}.")
     return found
@@ -204,7 +204,9 @@ def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
     return data.clean(
         source,
         text=settings.text,
-        label=settings.label,  # type: ignore[arg-type]  # tasks branch
+        text_pair=settings.text_pair,
+        label=settings.label,
+        label_separator=settings.label_separator,
         labels=labels,
         on_empty=settings.on_empty,
         html=settings.html,
@@ -263,7 +265,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
         say(
             "The head reads the mean of the tokens. Only lorafit reads such an adapter: plain PEFT has the first token."
         )
-    say(f"Labels: {', '.join(found.labels)}")
+    say(f"Labels: {', '.join(found.labels)}{'; a text may have several' if found.task == 'multi_label' else ''}")
     say(
         f"Training: {planned.tokens:,} tokens in {planned.steps:,} steps, {recipe.training.epochs} epochs; "
         f"about {_duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
@@ -272,8 +274,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
 
 
 def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
-    alone = tasks.task_of(found.train.label_ids) == "single_label"
-    if recipe.training.thresholds != "none" and alone and len(found.labels) > 2:
+    if recipe.training.thresholds != "none" and found.task == "single_label" and len(found.labels) > 2:
         raise RecipeError(
             f'training.thresholds = "{recipe.training.thresholds}" is for two labels, or for several labels a text; '
             f"here a text has one of {len(found.labels)}, and gets the most probable one. "
@@ -283,7 +284,14 @@ def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
 
 def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
     settings = recipe.encoder
-    return encoders.load(files, found.labels, dropout=settings.dropout, seed=recipe.seed, pooling=settings.pooling)
+    return encoders.load(
+        files,
+        found.labels,
+        task=found.task,
+        dropout=settings.dropout,
+        seed=recipe.seed,
+        pooling=settings.pooling,
+    )
 
 
 def _attach(recipe: Recipe, files: encoders.Files, encoder: encoders.Encoder) -> PeftModel:
@@ -389,6 +397,8 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: 
     return Manifest(
         base=bundle.identity(setup.files),
         labels=setup.prepared.labels,
+        task=setup.prepared.task,
+        text_pair=setup.prepared.text_pair,
         max_tokens=recipe.data.max_tokens,
         long_text=recipe.data.long_text,
         pooling=recipe.encoder.pooling,

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from peft import PeftModel
-from scipy.special import softmax
 
-from lorafit import adapter, bundle, runtime, tables
+from lorafit import adapter, bundle, runtime, tables, tasks
 from lorafit.bundle import Loaded
 from lorafit.console import bar
-from lorafit.data import name_rows
+from lorafit.data import Text, parts
 from lorafit.errors import DataError
+from lorafit.manifest import Task
 from lorafit.runtime import Runtime
+from lorafit.tables import name_rows
 from lorafit.tokens import Tokens, ask, pad
 
 TOKENS_PER_BATCH = 4096  # a batch of 8 texts at 512 tokens, of 128 at 32
@@ -118,6 +120,16 @@ class Classifier:
         """Label names in the order of their ids."""
         return self._loaded.manifest.labels
 
+    @property
+    def task(self) -> Task:
+        """One label a text, or any number."""
+        return self._loaded.manifest.task
+
+    @property
+    def text_pair(self) -> bool:
+        """Whether it reads pairs of texts."""
+        return self._loaded.manifest.text_pair
+
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
         if base and "base" not in self._engines:
@@ -127,34 +139,45 @@ class Classifier:
         who = "base" if base else "adapted"
         return logits(self._engines[who], tokens, self._loaded.tokenizer.pad_token_id, self._where, who.capitalize())
 
-    def probabilities(self, texts: Sequence[str], *, base: bool = False) -> np.ndarray:
-        """Return the probability of each label for each text, (texts, labels)."""
-        _refuse_non_texts(texts)
+    def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
+        """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""
+        _refuse_non_texts(texts, self.text_pair)
         if not texts:
-            return np.empty((0, len(self.labels)), dtype=np.float32)
-        return np.asarray(softmax(self.logits(self._loaded.encode(texts), base=base), axis=1))
+            return np.empty((0, len(self.labels)))
+        return tasks.probabilities(self.logits(self._loaded.encode(texts), base=base), self.task)
 
-    def predict(self, texts: Sequence[str], *, base: bool = False) -> list[dict[str, Any]]:
+    def predict(self, texts: Sequence[Text], *, base: bool = False) -> list[dict[str, Any]]:
         """Return one object a text: `text`, one `<label>_prob` for each label, and `label`.
 
-        On a base that the adapter was not trained on, `different_base` is there too, with its SHA-256.
+        Of a pair `text_pair` is there too. Where a text may have several labels, `labels` is there in place of `label`:
+        the list of those given. On a base that the adapter was not trained on, `different_base` is its SHA-256.
 
         Args:
-            texts: any number of texts; longer ones are cut as in training.
+            texts: any number of texts, or of pairs such as ("a text", "its second text"), as the adapter was trained
+                on; longer ones are cut as in training.
             base: ask the encoder with its untrained head, without the adapter.
 
         Raises:
-            DataError: something that is not a text, or an empty one.
+            DataError: something that is not a text, or not a pair, or an empty one.
         """
+        probabilities = self.probabilities(texts, base=base)
+        thresholds = None if base else self._loaded.manifest.thresholds  # they were fitted to the adapter's answers
+        decided = tasks.decide(probabilities, self.task, thresholds)
         return [
-            {"text": text}
+            dict(zip(("text", "text_pair"), parts(text), strict=False))
             | {f"{label}_prob": float(p) for label, p in zip(self.labels, row, strict=True)}
-            | {"label": self.labels[int(row.argmax())]}
+            | self._given(label_ids)
             | ({"different_base": self._loaded.different_base} if self._loaded.different_base else {})
-            for text, row in zip(texts, self.probabilities(texts, base=base), strict=True)
+            for text, row, label_ids in zip(texts, probabilities, decided, strict=True)
         ]
 
-    def stream(self, texts: Iterable[str], *, base: bool = False) -> Iterator[dict[str, Any]]:
+    def _given(self, label_ids: np.ndarray) -> dict[str, Any]:
+        """Return the name of the label given, or the names of those given."""
+        if self.task == "multi_label":
+            return {"labels": [self.labels[label_id] for label_id in np.flatnonzero(label_ids)]}
+        return {"label": self.labels[int(label_ids)]}
+
+    def stream(self, texts: Iterable[Text], *, base: bool = False) -> Iterator[dict[str, Any]]:
         """Yield what `predict` returns, in the order of the texts, holding no more than a few thousand of them.
 
         >>> for answer in classifier.stream(line.strip() for line in open("reviews.txt")):
@@ -162,7 +185,7 @@ class Classifier:
         """
         waiting, answered = iter(texts), 0
         while some := list(islice(waiting, TEXTS_AT_ONCE)):
-            _refuse_non_texts(some, answered)
+            _refuse_non_texts(some, self.text_pair, answered)
             yield from self.predict(some, base=base)
             answered += len(some)
 
@@ -172,22 +195,33 @@ class Classifier:
 
 
 def predict_file(
-    load: Callable[[], Classifier], source: Path, target: Path, *, text_column: str = "text", base: bool = False
+    load: Callable[[], Classifier],
+    source: Path,
+    target: Path,
+    *,
+    text_column: str = "text",
+    pair_column: str = "",
+    base: bool = False,
 ) -> int:
     """Write the table in `source` to `target` with `predicted_label` and one `<label>_prob` a label added.
+
+    Where a text may have several labels, `predicted_labels` is added in place of `predicted_label`: a list, which CSV
+    and TSV have as JSON.
 
     Args:
         load: gives the classifier; it is called once the table has been looked at.
         source: CSV, TSV, JSONL or Parquet.
         target: the same formats, by its ending.
         text_column: the column with the texts.
+        pair_column: the column with each text's second one, for an adapter that reads pairs.
         base: ask the encoder with its untrained head.
 
     Returns:
         The number of rows.
 
     Raises:
-        DataError: no such column, rows without a text, or a column of a name that the answers need.
+        DataError: no such column, rows without a text, pairs that the adapter does not read, single texts where it
+            reads pairs, or a column of a name that the answers need.
         StorageError: the target can't be written.
 
     >>> load = lambda: Classifier.load("runs/demo")
@@ -195,25 +229,37 @@ def predict_file(
     """
     tables.refuse_target(target)
     table = tables.read(source)
-    texts = tables.column(table, text_column, str(source))
-    unusable = [row for row, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-    if unusable:
-        raise DataError(f"{source}: {len(unusable)} of {len(texts)} rows have no text ({name_rows(unusable)}).")
+    texts = _texts_of(table, [text_column, pair_column] if pair_column else [text_column], str(source))
     classifier = load()
-    added = ["predicted_label", *(f"{label}_prob" for label in classifier.labels)]
+    if classifier.text_pair != bool(pair_column):
+        reads = "pairs: name the second text's column too, with --pair-column" if not pair_column else "single texts"
+        raise DataError(f"{source}: this adapter reads {reads}.")
+    given = "labels" if classifier.task == "multi_label" else "label"
+    added = [f"predicted_{given}", *(f"{label}_prob" for label in classifier.labels)]
     clash = [name for name in added if name in table.columns]
     if clash:
         raise DataError(
             f"{source} has a column {clash[0]!r} already, which the answers would replace. Rename it first."
         )
     answers = classifier.predict(texts, base=base)
-    table["predicted_label"] = [answer["label"] for answer in answers]
+    table[f"predicted_{given}"] = [answer[given] for answer in answers]
     for name in added[1:]:
         table[name] = [answer[name] for answer in answers]
     if "different_base" in answers[0]:
         table["different_base"] = answers[0]["different_base"]
     tables.write(table, target)
     return len(table)
+
+
+def _texts_of(table: pd.DataFrame, columns: list[str], place: str) -> list[Text]:
+    """Return the texts of one column, or the pairs of two."""
+    rows = list(zip(*(tables.column(table, name, place) for name in columns), strict=True))
+    unusable = [
+        row for row, cells in enumerate(rows) if not all(isinstance(cell, str) and cell.strip() for cell in cells)
+    ]
+    if unusable:
+        raise DataError(f"{place}: {len(unusable)} of {len(rows)} rows have no text ({name_rows(unusable)}).")
+    return [cells if len(cells) == 2 else cells[0] for cells in rows]
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
@@ -225,9 +271,16 @@ def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
         start += size
 
 
-def _refuse_non_texts(texts: Sequence[str], before: int = 0) -> None:
+def _refuse_non_texts(texts: Sequence[Text], pairs: bool, before: int = 0) -> None:
     for number, text in enumerate(texts, start=before + 1):
-        if not isinstance(text, str):
-            raise DataError(f"Text {number} is of type {type(text).__name__}, not a text.")
-        if not text.strip():
+        kind = type(text).__name__
+        if pairs and not (isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)):
+            raise DataError(
+                f'Text {number} is of type {kind}; this adapter reads pairs of texts, such as ("one", "another").'
+            )
+        if not pairs and isinstance(text, tuple):
+            raise DataError(f"Text {number} is a pair; this adapter reads single texts.")
+        if not pairs and not isinstance(text, str):
+            raise DataError(f"Text {number} is of type {kind}, not a text.")
+        if not all(part.strip() for part in parts(text)):
             raise DataError(f"Text {number} is empty; there is nothing to classify.")

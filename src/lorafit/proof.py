@@ -19,6 +19,7 @@ from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lorafit import adapter, bundle, card, checks, manifest, predict, runtime
+from lorafit.data import Text, parts
 from lorafit.errors import BundleError, LorafitError, RunError
 from lorafit.files import new_folder, write_text
 from lorafit.manifest import Manifest, Proof
@@ -42,8 +43,8 @@ class Evidence(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    texts: Annotated[list[str], Field(min_length=1, max_length=TEXTS)]
-    """As they were trained on: tags are taken out already."""
+    texts: Annotated[list[Text], Field(min_length=1, max_length=TEXTS)]
+    """Or pairs. As they were trained on: tags are taken out already."""
     tensors: Annotated[dict[str, str], Field(min_length=1)]
     """A fingerprint of each trained tensor, by its name in the PEFT model."""
     logits: list[list[float]]
@@ -66,7 +67,7 @@ class Answers:
 
 
 def save(
-    folder: Path, model: PeftModel, tokenizer: Any, made: Manifest, held_out: Sequence[str], where: Runtime
+    folder: Path, model: PeftModel, tokenizer: Any, made: Manifest, held_out: Sequence[Text], where: Runtime
 ) -> Proof:
     """Write the bundle of a trained model into `folder`, once a fresh process has proved it.
 
@@ -104,7 +105,7 @@ def save(
 def refuse_other_answers(
     trained: torch.nn.Module,
     turned: torch.nn.Module,
-    held_out: Sequence[str],
+    held_out: Sequence[Text],
     tokenizer: Any,
     data: Data,
     where: Runtime,
@@ -159,10 +160,14 @@ def read(folder: Path) -> Evidence:
     return manifest.parse(Evidence, manifest.read_json(folder / FILE, LARGEST_BYTES), folder / FILE)
 
 
-def choose_texts(held_out: Sequence[str]) -> list[str]:
+def choose_texts(held_out: Sequence[Text]) -> list[Text]:
     """Return at most 32 texts: the beginnings of the shortest, and the longest, which has to be cut."""
-    *others, longest = sorted(held_out, key=len)
-    return [*(text[:CHARACTERS] for text in others[: TEXTS - 1]), longest[:LONGEST_CHARACTERS]]
+    *others, longest = sorted(held_out, key=lambda text: sum(map(len, parts(text))))
+    return [*(_beginning(text, CHARACTERS) for text in others[: TEXTS - 1]), _beginning(longest, LONGEST_CHARACTERS)]
+
+
+def _beginning(text: Text, characters: int) -> Text:
+    return text[:characters] if isinstance(text, str) else (text[0][:characters], text[1][:characters])
 
 
 def fingerprints(model: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:

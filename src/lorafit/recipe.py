@@ -69,6 +69,37 @@ class Data(_Table):
     html: Literal["keep", "strip"] = "keep"
     """"strip" takes tags such as <br /> out of the texts."""
 
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> "Data":
+        repeated = {name for name in self.labels if self.labels.count(name) > 1}
+        if repeated or len(self.labels) == 1:
+            raise ValueError(f"data.labels needs at least two names, each once; it is {self.labels}")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_labels_or_hold_them(self) -> "Data":
+        if isinstance(self.label, str):
+            return self
+        if len(set(self.label)) < len(self.label):
+            raise ValueError(f"data.label names a column twice; it is {self.label}")
+        if self.label_separator or self.labels:
+            raise ValueError(
+                "data.label names several columns, each a label of its own: leave out data.label_separator, and "
+                "data.labels, for the names are the columns'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_cut(self) -> "Data":
+        if self.text_pair and self.text_pair == self.text:
+            raise ValueError(f"data.text and data.text_pair name the same column, {self.text!r}")
+        if self.text_pair and self.long_text != "head":
+            raise ValueError(
+                f'data.long_text = "{self.long_text}" is for single texts; of pairs, the longer text is cut. '
+                'Set data.long_text = "head", or leave out data.text_pair'
+            )
+        return self
+
 
 class Encoder(_Table):
     """The pretrained encoder under the adapter."""
@@ -174,13 +205,6 @@ class Recipe(_Table):
     adapter: Adapter = Adapter()
     training: Training = Training()
 
-    @model_validator(mode="after")
-    def _labels_are_distinct(self) -> "Recipe":
-        repeated = {name for name in self.data.labels if self.data.labels.count(name) > 1}
-        if repeated or len(self.data.labels) == 1:
-            raise ValueError(f"data.labels needs at least two names, each once; it is {self.data.labels}")
-        return self
-
 
 def load(path: Path | str, overrides: tuple[str, ...] = (), *, small: bool = False) -> Recipe:
     """Return the recipe in a TOML file, with overrides such as ``"adapter.rank=4"`` applied.
@@ -236,14 +260,14 @@ def from_values(values: dict[str, Any], overrides: tuple[str, ...] = (), *, plac
         raise RecipeError(f"{place}: {_explained(error)}") from None
 
 
-def for_file(file: Path, text: str, label: str, overrides: tuple[str, ...] = ()) -> Recipe:
+def for_file(file: Path, text: str, label: str, overrides: tuple[str, ...] = (), *, text_pair: str = "") -> Recipe:
     """Return a recipe with the defaults for a data file; its name is the file's.
 
     >>> for_file(Path("reviews.csv"), "review", "sentiment").name
     'reviews'
     """
-    values = {"name": _as_name(file.stem), "data": {"source": str(file), "text": text, "label": label}}
-    return from_values(values, overrides, place=str(file))
+    data = {"source": str(file), "text": text, "text_pair": text_pair, "label": label}
+    return from_values({"name": _as_name(file.stem), "data": data}, overrides, place=str(file))
 
 
 def _as_name(stem: str) -> str:

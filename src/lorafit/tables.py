@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -20,6 +21,7 @@ from lorafit.files import write_atomically
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MOST_LABELS = 150
+_ROWS_NAMED = 5
 _TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "message", "body")
 _LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "y")
 
@@ -64,7 +66,7 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def column(table: pd.DataFrame, name: str, place: str) -> list[Any]:
-    """Return one column as plain Python values; missing ones are None.
+    """Return one column as plain Python values; missing ones are None, lists are lists.
 
     Raises:
         DataError: there is no such column; the text shows those there are.
@@ -74,7 +76,14 @@ def column(table: pd.DataFrame, name: str, place: str) -> list[Any]:
         raise DataError(f"{place} has no column {name!r}; its columns are {', '.join(names)}.{nearest(name, names)}")
     values = table[name].astype(object)
     plain: list[Any] = values.where(values.notna(), None).tolist()
-    return plain
+    return [cell.tolist() if isinstance(cell, np.ndarray) else cell for cell in plain]
+
+
+def name_rows(rows: list[int]) -> str:
+    """Return "rows 2, 5, ... and 3 more" for row numbers from 0; row 1 is the first after the header."""
+    named = ", ".join(str(row + 1) for row in rows[:_ROWS_NAMED])
+    more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+    return f"row{'s' if len(rows) > 1 else ''} {named}{more}, counted after the header"
 
 
 def refuse_target(file: Path) -> None:
@@ -92,7 +101,7 @@ def refuse_target(file: Path) -> None:
 
 
 def write(table: pd.DataFrame, file: Path) -> None:
-    """Write a table to a data file, whole or not at all.
+    """Write a table to a data file, whole or not at all; a list in a cell of CSV or TSV is written as JSON.
 
     Raises:
         DataError: an unknown format.
@@ -123,7 +132,7 @@ def guess_columns(table: pd.DataFrame, place: str) -> Columns:
             f"{place}: no column looks like labels (2 to {MOST_LABELS} repeated values). "
             f"Name it with --label-column; {_what_there_is(values)}."
         )
-    return Columns(text, _best(labels, _LABEL_NAMES, key=lambda name: -len(set(values[name]))))
+    return Columns(text, _best(labels, _LABEL_NAMES, key=lambda name: -len(_distinct(values[name]))))
 
 
 def is_number(value: Any) -> bool:
@@ -192,11 +201,19 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".parquet": pd.read_parquet,
 }
 _WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
-    ".csv": lambda table, path: table.to_csv(path, index=False),
-    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
+    ".csv": lambda table, path: _without_lists(table).to_csv(path, index=False),
+    ".tsv": lambda table, path: _without_lists(table).to_csv(path, index=False, sep="\t"),
     ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
     ".parquet": lambda table, path: table.to_parquet(path, index=False),
 }
+
+
+def _without_lists(table: pd.DataFrame) -> pd.DataFrame:
+    return table.map(lambda cell: _as_json(cell) if isinstance(cell, list | np.ndarray) else cell)
+
+
+def _as_json(cell: Any) -> str:
+    return json.dumps(cell if isinstance(cell, list) else cell.tolist(), ensure_ascii=False)
 
 
 def _best(names: list[str], usual: tuple[str, ...], key: Callable[[str], float]) -> str:
@@ -211,11 +228,15 @@ def _looks_like_text(cells: list[Any]) -> bool:
 
 
 def _looks_like_labels(cells: list[Any]) -> bool:
+    return 2 <= len(_distinct(cells)) <= min(MOST_LABELS, max(2, len(cells) // 2))
+
+
+def _distinct(cells: list[Any]) -> set[Any]:
+    """Return the values that cells hold, those of lists among them; none of a column with lists or objects within."""
     try:
-        distinct = set(cells) - {None, ""}
-    except TypeError:  # lists and objects are no labels
-        return False
-    return 2 <= len(distinct) <= min(MOST_LABELS, max(2, len(cells) // 2))
+        return {item for cell in cells for item in (cell if isinstance(cell, list) else [cell])} - {None, ""}
+    except TypeError:
+        return set()
 
 
 def _mean_length(cells: list[Any]) -> float:

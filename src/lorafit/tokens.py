@@ -6,12 +6,13 @@ of them, in overlapping windows whose logits are pooled.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from lorafit.console import bar
+from lorafit.data import Text
 from lorafit.manifest import LongText
 
 _TEXTS_AT_ONCE = 1000
@@ -24,7 +25,8 @@ class Tokens:
     """Token ids of many texts; a text is one window, or with a policy of windows one or more.
 
     Window w holds ``ids[offsets[w]:offsets[w + 1]]``, and text n the windows from ``windows[n]`` to ``windows[n + 1]``;
-    without `windows` text n is window n. `cut` counts the texts of which something is left out.
+    without `windows` text n is window n. `cut` counts the texts of which something is left out. `type_ids` say of each
+    id whether it belongs to the first text of a pair or to the second.
     """
 
     ids: np.ndarray  # int32, all windows one after the other
@@ -32,6 +34,7 @@ class Tokens:
     cut: int
     long_text: LongText = "head"
     windows: np.ndarray | None = None  # int64, one more than there are texts
+    type_ids: np.ndarray | None = None  # int8, beside `ids`; None for single texts, and encoders that ask for none
 
     def __len__(self) -> int:
         return len(self._bounds) - 1
@@ -55,29 +58,32 @@ class Tokens:
         return [list(range(self.windows[text], self.windows[text + 1])) for text in texts]
 
 
-def encode(texts: Sequence[str], tokenizer: Any, max_tokens: int = 512, long_text: LongText = "head") -> Tokens:
+def encode(texts: Sequence[Text], tokenizer: Any, max_tokens: int = 512, long_text: LongText = "head") -> Tokens:
     """Return the token ids of `texts`, special tokens included, in windows of at most `max_tokens`.
 
     Args:
-        texts: any number of texts.
+        texts: any number of texts; or of pairs, of which the longer text is cut first.
         tokenizer: a fast tokenizer of transformers.
         max_tokens: the longest that a window may be.
         long_text: what is read of longer texts. "head": the first tokens. "head+tail": a quarter of the window from the
             head, the rest from the tail. "windows:mean", "windows:max": all, in windows that overlap by a quarter.
+            Pairs have "head" only.
 
     >>> encode(["A film to remember."], tokenizer).lengths
     array([7])
     """
     ids: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
+    type_ids: list[np.ndarray] = []
     windows_per_text: list[int] = []
     cut = 0
     with bar("Tokenizing", total=len(texts)) as advance:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             some = list(texts[start : start + _TEXTS_AT_ONCE])
-            for windows, is_cut in _windows(some, tokenizer, max_tokens, long_text):
-                ids += [np.asarray(window, dtype=np.int32) for window in windows]
-                windows_per_text.append(len(windows))
-                cut += is_cut
+            for read in _windows(some, tokenizer, max_tokens, long_text):
+                ids += [np.asarray(window, dtype=np.int32) for window in read.windows]
+                type_ids += [np.asarray(read.type_ids, dtype=np.int8)] if read.type_ids is not None else []
+                windows_per_text.append(len(read.windows))
+                cut += read.is_cut
             advance(len(some))
     lengths = [len(window) for window in ids[1:]]
     return Tokens(
@@ -86,27 +92,35 @@ def encode(texts: Sequence[str], tokenizer: Any, max_tokens: int = 512, long_tex
         cut,
         long_text,
         _offsets(windows_per_text) if long_text.startswith("windows") else None,
+        np.concatenate(type_ids) if type_ids else None,
     )
 
 
 def pad(tokens: Tokens, texts: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
     """Return one batch: `input_ids` and `attention_mask`, both (windows, longest) and int64.
 
-    With a policy of windows, `windows` says how many each text has: (texts) and int64; see `pool`.
+    With a policy of windows, `windows` says how many each text has: (texts) and int64; see `ask`. Of pairs
+    `token_type_ids` are there too, where the encoder asks for them.
     """
     windows = tokens.windows_of(texts)
-    rows = [row for of_text in windows for row in of_text]
-    lengths = [int(tokens.offsets[row + 1] - tokens.offsets[row]) for row in rows]
-    input_ids = torch.full((len(rows), max(lengths)), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        start = tokens.offsets[row]
-        input_ids[place, :length] = torch.from_numpy(tokens.ids[start : start + length].astype(np.int64))
-        attention_mask[place, :length] = 1
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+    spans = [slice(tokens.offsets[row], tokens.offsets[row + 1]) for of_text in windows for row in of_text]
+    of_spans = [tokens.ids[span] for span in spans]
+    batch = {
+        "input_ids": _padded(of_spans, pad_id),
+        "attention_mask": _padded([np.ones_like(ids) for ids in of_spans], 0),
+    }
+    if tokens.type_ids is not None:
+        batch["token_type_ids"] = _padded([tokens.type_ids[span] for span in spans], 0)
     if tokens.windows is not None:
         batch["windows"] = torch.tensor([len(of_text) for of_text in windows])
     return batch
+
+
+def _padded(rows: list[np.ndarray], filling: int) -> torch.Tensor:
+    padded = torch.full((len(rows), max(map(len, rows))), filling, dtype=torch.long)
+    for place, row in enumerate(rows):
+        padded[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
+    return padded
 
 
 def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongText) -> torch.Tensor:
@@ -125,16 +139,21 @@ def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongT
     return torch.segment_reduce(logits.float(), how, lengths=batch["windows"], axis=0)
 
 
-def _windows(
-    texts: list[str], tokenizer: Any, max_tokens: int, long_text: LongText
-) -> list[tuple[list[list[int]], bool]]:
-    """Return for each text its windows of token ids, and whether something of it was left out."""
+class _Read(NamedTuple):
+    """What is read of one text: windows of token ids, and whether something is left out; of a pair type ids too."""
+
+    windows: list[list[int]]
+    is_cut: bool
+    type_ids: list[int] | None = None
+
+
+def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: LongText) -> list[_Read]:
     if long_text == "head+tail":
         whole = tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
         before, behind = _special_tokens(tokenizer)
         head = before + int((max_tokens - before - behind) * HEAD_SHARE)
         return [
-            ([ids] if len(ids) <= max_tokens else [ids[:head] + ids[head - max_tokens :]], len(ids) > max_tokens)
+            _Read([ids] if len(ids) <= max_tokens else [ids[:head] + ids[head - max_tokens :]], len(ids) > max_tokens)
             for ids in whole
         ]
     encoded = tokenizer(
@@ -147,10 +166,12 @@ def _windows(
     )
     if long_text == "head":
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-        return [([ids], is_cut) for ids, is_cut in zip(encoded["input_ids"], cut, strict=True)]
-    found: list[tuple[list[list[int]], bool]] = [([], False) for _ in texts]
+        are_pairs = not isinstance(texts[0], str)
+        type_ids = encoded["token_type_ids"] if are_pairs and "token_type_ids" in encoded else [None] * len(texts)
+        return [_Read([ids], *more) for ids, *more in zip(encoded["input_ids"], cut, type_ids, strict=True)]
+    found = [_Read([], is_cut=False) for _ in texts]
     for ids, text in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True):
-        found[text][0].append(ids)
+        found[text].windows.append(ids)
     return found
 
 

@@ -1,0 +1,209 @@
+"""Cells -> label names and label ids: one label a text; several, as a list or with separators; or a column a label."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from warnings import warn
+
+import numpy as np
+import pandas as pd
+
+from lorafit import tables
+from lorafit.errors import DataError, LorafitWarning, nearest
+from lorafit.tables import name_rows
+
+LONGEST_LABEL = 1000  # characters
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LIKELY_SEPARATORS = ("|", ";", ",")
+_NEARLY_ALL = 0.9
+_FLAGS = {"0": 0, "false": 0, "1": 1, "true": 1}
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The cells of a column by the number of their row, none of them empty; and what errors call them."""
+
+    name: str
+    place: str
+    cells: dict[int, Any]
+
+    def fault(self, row: int, sentence: str) -> DataError:
+        """Return an error about one cell."""
+        shown = repr(self.cells[row])
+        return DataError(
+            f"{self.place}: row {row + 1} of column {self.name!r} holds "
+            f"{shown if len(shown) <= 80 else shown[:80] + '...'}, {sentence}."
+        )
+
+
+def read(
+    table: pd.DataFrame,
+    rows: Sequence[int],
+    column: str | Sequence[str],
+    *,
+    separator: str = "",
+    declared: Sequence[str] = (),
+    place: str = "the table",
+) -> tuple[list[str], np.ndarray]:
+    """Return label names in the order of their ids, and label ids: (rows), or of several labels a text (rows, labels).
+
+    A text may have several labels where a separator is given, where the cells are lists, and where each label has a
+    column of its own. An empty list, or a row of zeros, is a text with none.
+
+    Args:
+        table: from `tables.read`.
+        rows: which rows, by their numbers from 0.
+        column: the column with the labels, strings or integers; or several, one a label, of 0 and 1 or false and true.
+        separator: what stands between the labels of one text; "json": a cell is a JSON list.
+        declared: the names there may be, in the order of their ids; empty: those found, sorted.
+        place: names the table in errors.
+
+    Raises:
+        DataError: no such column, a cell that can't be read, a label that is missing or not declared, or only one.
+
+    >>> read(pd.DataFrame({"topics": ["art|war", "art"]}), [0, 1], "topics", separator="|")
+    (['art', 'war'], array([[1, 1],
+           [1, 0]]))
+    """
+    if not isinstance(column, str):
+        flags = [_read_flags(_open(table, rows, name, place)) for name in column]
+        return list(column), np.stack(flags, axis=1)
+    cells = _open(table, rows, column, place)
+    several = bool(separator) or any(isinstance(cell, list) for cell in cells.cells.values())
+    if several:
+        given = {row: _several(cells, row, separator) for row in cells.cells}
+    else:
+        given = {row: [_name(cell)] for row, cell in cells.cells.items()}
+    names = list(declared) or _sorted_names({name for some in given.values() for name in some})
+    _refuse_unfit_names(names, separator, cells)
+    ids = _ids(names, bool(declared))
+    _refuse_strange(given, ids, names, cells)
+    if several:
+        return names, _as_matrix([[ids[name] for name in some] for some in given.values()], names, cells)
+    label_ids = np.array([ids[some[0]] for some in given.values()], dtype=np.int64)
+    if len(set(label_ids)) < 2:
+        raise DataError(f"{place}: every row has the label {names[label_ids[0]]!r}; a classifier needs two classes.")
+    if not declared:
+        _suggest_separator(names, cells)
+    return names, label_ids
+
+
+def _open(table: pd.DataFrame, rows: Sequence[int], name: str, place: str) -> _Column:
+    """Return the cells of a column, of which none is empty."""
+    values = tables.column(table, name, place)
+    missing = [row for row in rows if not isinstance(values[row], list) and _name(values[row]) == ""]
+    if missing:
+        raise DataError(f"{place}: {len(missing)} rows have no label in column {name!r} ({name_rows(missing)}).")
+    return _Column(name, place, {row: values[row] for row in rows})
+
+
+def _name(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():  # pandas turns integers beside a missing value into floats
+        return str(int(value))
+    return str(value).strip()
+
+
+def _several(column: _Column, row: int, separator: str) -> list[str]:
+    """Return the labels in one cell."""
+    cell = column.cells[row]
+    if isinstance(cell, str) and separator == "json":
+        cell = _parsed(cell)
+        if cell is None:
+            raise column.fault(row, 'which is no JSON list of labels, such as ["a", "b"]')
+    elif separator and not isinstance(cell, list):
+        cell = [part for part in _name(cell).split(separator) if part.strip()]
+        if not cell:
+            raise column.fault(row, f"which has separators {separator!r} and no label")
+    if not isinstance(cell, list):
+        raise column.fault(row, "where others hold lists of labels")
+    found = [_name(item) for item in cell]
+    if any(isinstance(item, list | dict) for item in cell) or "" in found:
+        raise column.fault(row, "in which not everything is a label")
+    return found
+
+
+def _parsed(cell: str) -> list[Any] | None:
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _read_flags(column: _Column) -> np.ndarray:
+    """Return the 0 and 1 in a label's own column."""
+    found = []
+    for row, cell in column.cells.items():
+        flag = _FLAGS.get(_name(cell).lower())
+        if flag is None:
+            raise column.fault(row, "where a label's own column holds 0 or 1, or false or true")
+        found.append(flag)
+    return np.array(found, dtype=np.int64)
+
+
+def _sorted_names(names: set[str]) -> list[str]:
+    numbers = all(name.lstrip("-").isdigit() for name in names)
+    return sorted(names, key=int) if numbers else sorted(names)
+
+
+def _refuse_unfit_names(names: list[str], separator: str, column: _Column) -> None:
+    for name in names:
+        if len(name) > LONGEST_LABEL or _CONTROL.search(name):
+            raise DataError(
+                f"{column.place}: the label {name[:40]!r} in column {column.name!r} can't be a name: it has a line "
+                f"break or another control character, or more than {LONGEST_LABEL} characters."
+            )
+        if separator not in ("", "json") and separator in name:
+            raise DataError(
+                f"{column.place}: the label {name!r} has the separator {separator!r} in it, so it would be read as "
+                "several. Set another data.label_separator, or rename it."
+            )
+
+
+def _ids(names: list[str], declared: bool) -> dict[str, int]:
+    """Return the id of each name; integers stand for declared names, by their order."""
+    ids = {name: number for number, name in enumerate(names)}
+    if declared and not any(name.lstrip("-").isdigit() for name in names):
+        ids |= {str(number): number for number in range(len(names))}
+    return ids
+
+
+def _refuse_strange(given: dict[int, list[str]], ids: dict[str, int], names: list[str], column: _Column) -> None:
+    strange = {row: name for row, some in given.items() for name in some if name not in ids}
+    if strange:
+        (row, found), *others = strange.items()
+        raise DataError(
+            f"{column.place}: {len(strange)} labels are none of those known from data.labels or from the training "
+            f"texts, {names}: {found!r} in row {row + 1}"
+            + (f", {name_rows([row for row, _ in others])}" if others else "")
+            + f".{nearest(found, names)}"
+        )
+
+
+def _as_matrix(given: list[list[int]], names: list[str], column: _Column) -> np.ndarray:
+    if len(names) < 2:
+        found = f"only the label {names[0]!r}" if names else "no label"
+        raise DataError(f"{column.place}: column {column.name!r} holds {found}; a classifier needs two.")
+    label_ids = np.zeros((len(given), len(names)), dtype=np.int64)
+    for text, some in enumerate(given):
+        label_ids[text, some] = 1
+    return label_ids
+
+
+def _suggest_separator(names: list[str], column: _Column) -> None:
+    """Warn when the labels look like several in one cell: nearly all hold a separator, or they share their parts."""
+    for separator in _LIKELY_SEPARATORS:
+        holding = [name for name in names if separator in name]
+        parts = {part.strip() for name in names for part in name.split(separator)}
+        if holding and (len(holding) >= _NEARLY_ALL * len(names) or len(parts) < len(names)):
+            warn(
+                f"{column.place}: labels such as {holding[0]!r} hold {separator!r}, and are taken as one label each. "
+                f'If they are several, set data.label_separator = "{separator}".',
+                LorafitWarning,
+                stacklevel=2,
+            )
+            return

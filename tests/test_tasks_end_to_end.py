@@ -1,0 +1,262 @@
+"""Every kind of task from a file to an ordinary model: trained, evaluated, verified, asked, merged."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lorafit import Classifier, checks, encoders, export, pipeline, predict, proof, tables, tokens
+from lorafit.data import Text
+from lorafit.errors import BundleError, DataError, RecipeError
+from lorafit.runs import Run
+from tests.conftest import BAD, FILLER, GOOD, Said, texts_and_labels
+from tests.test_bundle import reseal
+
+pytestmark = [pytest.mark.usefixtures("proved_in_this_process"), pytest.mark.filterwarnings("ignore:After epoch")]
+
+TOPICS = ("kind", "grim", "musical")
+_WORDS = {"kind": GOOD, "grim": BAD, "musical": ("music",)}
+
+
+def topics_and_texts(count: int) -> tuple[list[str], list[list[str]]]:
+    """Return texts about none to three topics, whose words stand in them."""
+    chance = random.Random(0)
+    texts, given = [], []
+    for number in range(count):
+        topics = [topic for topic in TOPICS if chance.random() < 0.5]
+        plain = [word for word in FILLER if word != "music"]
+        words = chance.choices(plain, k=4) + [word for topic in topics for word in chance.choices(_WORDS[topic], k=4)]
+        texts.append(" ".join([*words, str(number)]))
+        given.append(topics)
+    return texts, given
+
+
+def pairs_and_labels(count: int) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return pairs of one mood or of two, which no text tells by itself."""
+    chance = random.Random(1)
+    pairs, labels = [], []
+    for number in range(count):
+        moods = [chance.choice((GOOD, BAD)) for _ in range(2)]
+        first, second = (" ".join(chance.choices(mood, k=3)) for mood in moods)
+        pairs.append((f"{first} {number}", second))
+        labels.append("same" if moods[0] is moods[1] else "other")
+    return pairs, labels
+
+
+def write(folder: Path, table: pd.DataFrame, kind: str = "csv") -> dict[str, Any]:
+    """Write a table and return the part of a recipe that names it."""
+    tables.write(table, folder / f"data.{kind}")
+    return {"source": str(folder / f"data.{kind}")}
+
+
+def whole_way(made: Any, folder: Path, texts: list[Text]) -> tuple[Run, list[dict[str, Any]]]:
+    """Train, evaluate, verify, predict and merge; transformers' pipeline on the merged model has to agree."""
+    from transformers import pipeline as ready_made
+
+    run = pipeline.train(made, folder / "run")
+    pipeline.evaluate(run)
+    assert proof.verify(run.adapter).gap_fp32 <= 1e-5
+    classifier = Classifier.load(run.path, precision="fp32")
+    answers = classifier.predict(texts)
+    merged = export.merge(run.path, folder / "merged")
+    assert merged.gap < 1e-5
+    theirs = ready_made("text-classification", model=str(merged.folder), truncation=True, top_k=None)
+    inputs = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
+    for scores, answer in zip([theirs(one) for one in inputs], answers, strict=True):
+        found = {score["label"]: score["score"] for score in (scores[0] if isinstance(scores[0], list) else scores)}
+        assert found == pytest.approx({label: answer[f"{label}_prob"] for label in classifier.labels}, abs=1e-4)
+    return run, answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "names"), [("names", ["neg", "pos"]), ("integers", ["0", "1"])])
+def test_two_classes(form: str, names: list[str], tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    texts, label_ids = texts_and_labels(200)
+    labels = label_ids if form == "integers" else [names[label_id] for label_id in label_ids]
+    data = write(tmp_path, pd.DataFrame({"text": texts, "label": labels}), "jsonl")
+    run, answers = whole_way(tiny_recipe(data=data), tmp_path, texts[:4])
+    assert [answer["label"] for answer in answers] == [names[label_id] for label_id in label_ids[:4]]
+    assert run.scores is not None
+    assert run.scores["test"]["adapted"]["accuracy"] > 0.9
+
+
+@pytest.mark.slow
+def test_a_hundred_and_fifty_classes(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:
+    names = [f"{first}{second}" for first in "abcdefghijklmno" for second in "abcdefghij"]
+    texts = [f"{' '.join(name)} {number}" for number in range(6) for name in names]
+    data = write(tmp_path, pd.DataFrame({"text": texts, "label": names * 6}))
+    sizes = {"train_size": 600, "validation_size": 150, "test_size": 150}
+    made = tiny_recipe(data=data | sizes, training={"epochs": 1})
+    run, answers = whole_way(made, tmp_path, texts[:2])
+    assert Classifier.load(run.path).labels == sorted(names)
+    assert sum(answers[0][f"{name}_prob"] for name in names) == pytest.approx(1)
+    said = cli("predict", run.path, texts[0])
+    assert "most probable" in said.out
+    assert answers[0]["label"] in said.out
+
+
+def multi_label_forms(texts: list[str], given: list[list[str]]) -> dict[str, tuple[pd.DataFrame, str, dict[str, Any]]]:
+    """Return the same labels in each form: a table, the file it goes into, and what the recipe says of it."""
+    columns = {topic: [["0", "1"][topic in some] for some in given] for topic in TOPICS}
+    return {
+        "separator": (
+            pd.DataFrame({"text": texts, "label": [" | ".join(some) or "nothing" for some in given]}),
+            "csv",
+            {"label_separator": "|"},
+        ),
+        "json": (
+            pd.DataFrame({"text": texts, "label": [json.dumps(some) for some in given]}),
+            "csv",
+            {"label_separator": "json"},
+        ),
+        "columns": (pd.DataFrame({"text": texts, **columns}), "csv", {"label": list(TOPICS)}),
+        "lists-jsonl": (pd.DataFrame({"text": texts, "label": given}), "jsonl", {}),
+        "lists-parquet": (pd.DataFrame({"text": texts, "label": given}), "parquet", {}),
+    }
+
+
+@pytest.mark.parametrize("form", ["json", "columns", "lists-jsonl", "lists-parquet", "separator"])
+def test_every_form_of_several_labels_a_text_is_the_same_task(
+    form: str, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    texts, given = topics_and_texts(200)
+    table, kind, said = multi_label_forms(texts, given)[form]
+    found = pipeline.prepare(tiny_recipe(data=write(tmp_path, table, kind) | said))
+    expected = dict(zip(texts, given, strict=True))
+    assert found.task == "multi_label"
+    assert set(found.labels) == {*TOPICS, *(["nothing"] if form == "separator" else [])}
+    for text, label_ids in zip(found.train.texts, found.train.label_ids, strict=True):
+        names = {found.labels[label_id] for label_id in np.flatnonzero(label_ids)}
+        assert names - {"nothing"} == set(expected[str(text)])
+
+
+def test_several_labels_a_text(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, given = topics_and_texts(200)
+    data = write(tmp_path, pd.DataFrame({"text": texts, "label": given}), "jsonl")
+    run, answers = whole_way(tiny_recipe(data=data, training={"epochs": 5}), tmp_path, list(texts[:8]))
+    assert list(answers[0]) == ["text", *(f"{topic}_prob" for topic in sorted(TOPICS)), "labels"]
+    for answer in answers:
+        assert answer["labels"] == [topic for topic in sorted(TOPICS) if answer[f"{topic}_prob"] >= 0.5]
+    right = [set(answer["labels"]) == set(some) for answer, some in zip(answers, given, strict=False)]
+    assert sum(right) >= 6
+    said = cli("predict", run.path, texts[0], "--json")
+    assert json.loads(said.out)[0]["labels"] == answers[0]["labels"]
+    assert "a text may have several" in cli("inspect", run.path).out
+
+    for kind in ("csv", "jsonl"):
+        target = tmp_path / f"scored.{kind}"
+        predict.predict_file(lambda: Classifier.load(run.path), Path(data["source"]), target)
+        written = tables.column(tables.read(target), "predicted_labels", "")[:8]
+        lists = [json.loads(cell) for cell in written] if kind == "csv" else written
+        assert lists == [answer["labels"] for answer in answers]
+
+    reseal(run.adapter, thresholds=[0.001, 0.999, 0.5])
+    answer = Classifier.load(run.path, precision="fp32").predict(texts[:1])[0]
+    limits = dict(zip(sorted(TOPICS), [0.001, 0.999, 0.5], strict=True))
+    assert answer["labels"] == [topic for topic, limit in limits.items() if answer[f"{topic}_prob"] >= limit]
+
+
+def test_pairs(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:
+    pairs, labels = pairs_and_labels(300)
+    firsts, seconds = (list(column) for column in zip(*pairs, strict=True))
+    data = write(tmp_path, pd.DataFrame({"premise": firsts, "hypothesis": seconds, "label": labels}))
+    data |= {"text": "premise", "text_pair": "hypothesis", "html": "strip"}
+    sizes = {"train_size": 200, "validation_size": 50, "test_size": 50}
+    run, answers = whole_way(tiny_recipe(data=data | sizes, training={"epochs": 2}), tmp_path, list(pairs[:4]))
+    assert list(answers[0]) == ["text", "text_pair", "other_prob", "same_prob", "label"]
+    classifier = Classifier.load(run.path, precision="fp32")
+    apart, swapped = ([(f"{a}", f"{b}") for a, b in some] for some in (pairs[:4], [(b, a) for a, b in pairs[:4]]))
+    assert not np.allclose(classifier.probabilities(apart), classifier.probabilities(swapped), atol=1e-4)
+    assert np.array_equal(
+        classifier.probabilities([("good<br />", "bad")]), classifier.probabilities([("good", "bad")])
+    )
+
+    asked = json.loads(cli("predict", run.path, *pairs[0], *pairs[1], "--json").out)
+    assert [(answer["text"], answer["text_pair"]) for answer in asked] == pairs[:2]
+    piped = json.loads(cli("predict", run.path, "--json", stdin="\t".join(pairs[0]) + "\n").out)[0]
+    assert (piped["text"], piped["text_pair"], piped["label"]) == (*pairs[0], asked[0]["label"])
+    columns = ("--text-column", "premise", "--pair-column", "hypothesis")
+    assert cli("predict", run.path, "--input", data["source"], "--output", "scored.csv", *columns).code == 0
+    assert tables.read(Path("scored.csv"))["predicted_label"][0] == asked[0]["label"]
+
+    for arguments, stdin, sentence in (
+        ((pairs[0][0],), None, "This adapter reads pairs: name texts two by two, not 1."),
+        ((), "one text\n", "This adapter reads pairs: line 1 needs one tab, between its two texts."),
+        (("--input", data["source"], "--output", "s.csv", *columns[:2]), None, "this adapter reads pairs: name the"),
+    ):
+        said = cli("predict", run.path, *arguments, stdin=stdin)
+        assert (said.code, sentence in said.err) == (2, True)
+    with pytest.raises(DataError, match="Text 1 is of type str; this adapter reads pairs of texts"):
+        classifier.predict(["one"])
+    with pytest.raises(DataError, match="Text 1 is empty"):
+        classifier.predict([("one", " ")])
+
+
+def test_an_adapter_for_single_texts_refuses_pairs(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Text 1 is a pair; this adapter reads single texts"):
+        Classifier.load(trained).predict([("one", "two")])
+    write(tmp_path, pd.DataFrame({"a": ["one"], "b": ["two"]}))
+    with pytest.raises(DataError, match="this adapter reads single texts"):
+        predict.predict_file(
+            lambda: Classifier.load(trained),
+            tmp_path / "data.csv",
+            tmp_path / "out.csv",
+            text_column="a",
+            pair_column="b",
+        )
+
+
+def test_pairs_have_type_ids_and_the_longer_text_is_cut(tiny: Path) -> None:
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    pairs: list[Text] = [("good film", "bad " * 30), ("good", "bad")]
+    encoded = tokens.encode(pairs, tokenizer, max_tokens=16)
+    assert encoded.lengths.tolist() == [16, 5]
+    assert encoded.cut == 1
+    batch = tokens.pad(encoded, [1, 0], tokenizer.pad_token_id)
+    theirs = tokenizer([pairs[1], pairs[0]], truncation=True, max_length=16, padding=True, return_tensors="pt")
+    for name, tensor in batch.items():
+        assert torch.equal(tensor, theirs[name])
+    assert tokens.encode(["good film"], tokenizer).type_ids is None
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert tokens.encode(pairs, tokenizer).type_ids is None
+
+
+def test_a_base_without_a_mark_for_second_texts_is_refused(trained: Path) -> None:
+    from lorafit import bundle
+
+    loaded = bundle.load(trained / "adapter")
+    loaded.model.config.type_vocab_size = 1
+    with pytest.raises(BundleError, match="marks the second text of a pair, which its base can't"):
+        loaded.encode([("good", "bad")])
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ({"text_pair": "b", "long_text": "windows:mean"}, 'data.long_text = "windows:mean" is for single texts'),
+        ({"text_pair": "text"}, "data.text and data.text_pair name the same column"),
+        ({"label": ["a", "a"]}, "data.label names a column twice"),
+        ({"label": ["a", "b"], "label_separator": "|"}, "leave out data.label_separator"),
+        ({"label": ["a", "b"], "labels": ["a", "b"]}, "the names are the columns'"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(
+    data: dict[str, Any], sentence: str, tiny_recipe: Callable[..., Any]
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        tiny_recipe(data=data)
+    assert sentence in str(error.value)
+
+
+def test_the_manifest_says_what_the_task_is(trained: Path) -> None:
+    made = checks.check(trained / "adapter")
+    assert made is not None
+    assert (made.task, made.text_pair) == ("single_label", False)
