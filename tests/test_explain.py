@@ -82,7 +82,7 @@ def test_the_command_prints_numbers_where_there_is_no_colour_and_writes_a_page(
     said = cli("explain", trained, TEXT, "--html", "page.html")
     assert said.code == 0
     assert "lovely(+" in said.out
-    assert "check: without lovely" in said.out
+    assert "check: without 'lovely'" in said.out
     page = (tmp_path / "page.html").read_text()
     assert page.count("<span") == len(TEXT.replace(",", " ,").split())
     assert "http" not in page
