@@ -55,9 +55,10 @@ class Check:
 
     def __str__(self) -> str:
         count = f"{len(self.named)} word{'s' if len(self.named) > 1 else ''}"
+        named = ", ".join(map(repr, self.named))
         return (
-            f"check: without {', '.join(map(repr, self.named))} the probability falls by {self.loss:.3f}; without "
-            f"{count} taken by chance by {self.loss_by_chance:.3f} (mean of {_DRAWS} draws)"
+            f"check: without {named} the probability falls by {self.loss:.3f}; without {count} taken "
+            f"by chance by {self.loss_by_chance:.3f} (mean of {_DRAWS} draws)"
             + ("" if self.loss > self.loss_by_chance else ": these words do not account for the decision")
         )
 
