@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -18,19 +18,17 @@ from lorafit.errors import DataError, LorafitError, RecipeError, StorageError
 from lorafit.files import write_text
 from lorafit.terminal import (
     print_compared,
+    print_contents,
     print_evaluation,
     print_explanation,
     print_findings,
+    print_predictions,
+    print_runs,
     print_seeds,
-    with_limits,
 )
-from lorafit.terminal import stdout as _stdout
-from lorafit.terminal import table as _table
 
 if TYPE_CHECKING:
-    from lorafit.bundle import Contents
     from lorafit.recipe import Recipe
-    from lorafit.runs import Run
 
 # Read by the libraries when they are imported: their bars, reports and advice stay off our users' terminals.
 _LIBRARIES_QUIET = {
@@ -65,7 +63,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_MOST_COLUMNS = 8  # of probabilities, that fit beside a text
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, as TOML.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")]
@@ -125,12 +122,12 @@ def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
     unfinished = None if overwrite else runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
     run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe, overwrite=overwrite)
     pipeline.evaluate(run)
-    _print_scores(run)
+    print_evaluation(run)
     texts = [
         "A film to remember: warm, funny and beautifully played.",
         "Two hours of my life that I will not get back.",
     ]
-    _print_predictions(predict.Classifier.load(run.path).predict(texts))
+    print_predictions(predict.Classifier.load(run.path).predict(texts))
     console.say(f"The report and its figures lie in {run.path}. Ask it yourself: lorafit predict {run.path} 'a text'")
 
 
@@ -292,7 +289,7 @@ def evaluate(
 
     found = runs.open_run(run)
     pipeline.evaluate(found, baselines or ())
-    _print_scores(found)
+    print_evaluation(found)
     console.say(f"The report lies in {found.path / 'report.md'}.")
 
 
@@ -361,7 +358,7 @@ def predict(
     if as_json:
         typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
     else:
-        _print_predictions(answers)
+        print_predictions(answers)
 
 
 @app.command()
@@ -398,7 +395,7 @@ def inspect(bundle: BundleFolder) -> None:
     """
     from lorafit import bundle as bundles
 
-    _print_contents(bundles.inspect(bundles.folder_of(bundle)))
+    print_contents(bundles.inspect(bundles.folder_of(bundle)))
 
 
 @app.command()
@@ -447,22 +444,7 @@ def runs() -> None:
     if not found:
         typer.echo(f"There are no runs in {DEFAULT_ROOT}/ yet. Start with: lorafit demo")
         return
-    table = _table("run", "recipe", "encoder", "data", "texts", "base", "adapted", "time", "started")
-    for run in found:
-        recipe, record, scores = run.recipe, run.record, run.scores
-        test = scores["test"] if scores else None
-        table.add_row(
-            str(run.path),
-            recipe.name,
-            recipe.encoder.name,
-            recipe.data.source,
-            f"{record['texts']['train']:,}",
-            f"{test['base']['accuracy']:.4f}" if test else "-",
-            with_limits(test["adapted"]) if test else "-",
-            f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
-            record["created"].replace("T", " ")[:16],
-        )
-    _stdout().print(table)
+    print_runs(found)
 
 
 class _Columns(NamedTuple):
@@ -526,61 +508,3 @@ def _split_at_tabs(lines: list[str]) -> list[tuple[str, str]]:
             raise DataError(f"This adapter reads pairs: line {number} needs one tab, between its two texts.")
         pairs.append((first, second))
     return pairs
-
-
-def _print_scores(run: "Run") -> None:
-    scores = run.scores
-    assert scores is not None
-    print_evaluation(scores["test"])
-
-
-def _print_predictions(answers: list[dict[str, Any]]) -> None:
-    labels = [key.removesuffix("_prob") for key in answers[0] if key.endswith("_prob")]
-    texts = [key for key in ("text", "text_pair") if key in answers[0]]
-    few = len(labels) <= _MOST_COLUMNS
-    table = _table("given", *([f"{label}_prob" for label in labels] if few else ["most probable"]), *texts)
-    for answer in answers:
-        probabilities = {label: answer[f"{label}_prob"] for label in labels}
-        given = answer["label"] if "label" in answer else ", ".join(answer["labels"]) or "-"
-        most = sorted(labels, key=lambda label: -probabilities[label])[:3]
-        shown = [f"{p:.3f}" for p in probabilities.values()] if few else [_listed(probabilities, most)]
-        table.add_row(given, *shown, *(answer[key] for key in texts))
-    _stdout().print(table)
-
-
-def _listed(probabilities: dict[str, float], labels: list[str]) -> str:
-    return ", ".join(f"{label} {probabilities[label]:.3f}" for label in labels)
-
-
-def _print_contents(contents: "Contents") -> None:
-    made, lora = contents.manifest, contents.lora
-    targets = ", ".join(sorted(lora.target_modules))
-    rows = {
-        "adapter": f"LoRA r={lora.r}, alpha={lora.lora_alpha:g}, on {targets}; {contents.parameters:,} parameters",
-        "trained whole": ", ".join(contents.trained_whole) or "-",
-    }
-    if made is None:
-        rows["not known"] = "labels, base weights, window: lorafit did not make it"
-    else:
-        rows |= {
-            "base": str(made.base),
-            "labels": ", ".join(made.labels) + ("; a text may have several" if made.task == "multi_label" else ""),
-            "texts": f"{'pairs, ' if made.text_pair else ''}{made.reading}; html: {made.html}",
-        }
-        if made.training is not None:
-            score, counts = made.training.validation, made.training.texts
-            rows["trained"] = (
-                f"on {counts.train:,} texts of {made.training.data}, {made.training.precision}; "
-                f"accuracy {score.accuracy:.4f} on {counts.validation:,} validation texts, "
-                f"epoch {made.training.best_epoch}"
-            )
-        if made.proof is not None:
-            rows["proved"] = (
-                f"on {made.proof.texts} texts by a fresh process; logit gap {made.proof.gap:.1g}, "
-                f"{made.proof.gap_fp32:.1g} in plain PEFT"
-            )
-    rows["files"] = "\n".join(f"{size:>11,} bytes  {name}" for name, size in contents.bytes_by_file.items())
-    table = _table("", str(contents.folder))
-    for name, value in rows.items():
-        table.add_row(name, value)
-    _stdout().print(table)

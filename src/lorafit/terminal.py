@@ -9,30 +9,34 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from lorafit.bundle import Contents
     from lorafit.doctor import Findings
     from lorafit.explain import Explanation
+    from lorafit.runs import Run
 
+_MOST_COLUMNS = 8  # of probabilities, that fit beside a text
 _MOST_CLASSES = 20  # in a table
 _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
-def print_evaluation(test: dict[str, Any]) -> None:
-    """Print what `scores.json` holds under "test": what LoRA does not beat first, if there is such a baseline."""
+def print_evaluation(run: "Run") -> None:
+    """Print what an evaluated run scores: the verdict first, which says what LoRA does not beat."""
     from lorafit import report
 
-    for name in test["beaten_by"]:
-        baseline, adapted = test["baselines"][name]["accuracy"], test["adapted"]["accuracy"]
-        typer.echo(f"LoRA does not beat {_described(name)}: {adapted:.4f} against {baseline:.4f}.")
+    scores = run.scores
+    assert scores is not None
+    test = scores["test"]
+    typer.echo(f"{report.verdict(scores)}\n")
     typer.echo("\n".join(report.four_lines(test)) + "\n")
     low, high = test["improvement_interval"]
     typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar's p: {_p(test['mcnemar_p'])}")
-    rows = table("", "accuracy", "95% interval", "macro F1", "95% interval", "precision", "recall")
+    rows = _table("", "accuracy", "95% interval", "macro F1", "95% interval", "precision", "recall")
     for who in ("base", "adapted"):
         found = test[who]
         rows.add_row(who, *_with_intervals(found), f"{found['precision']:.4f}", f"{found['recall']:.4f}")
     for name, found in test["baselines"].items():
         rows.add_row(_described(name), *_with_intervals(found), "", "")
-    stdout().print(rows)
+    _stdout().print(rows)
     calibration = test["calibration"]
     typer.echo(
         f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error "
@@ -43,11 +47,11 @@ def print_evaluation(test: dict[str, Any]) -> None:
 
 def print_seeds(seeds: dict[str, Any]) -> None:
     """Print what `seeds.train` returns."""
-    rows = table("seed", "run", "base", "accuracy", "macro F1", "time")
+    rows = _table("seed", "run", "base", "accuracy", "macro F1", "time")
     for one in seeds["runs"]:
         scores = (f"{one[key]:.4f}" for key in ("base_accuracy", "accuracy", "f1"))
         rows.add_row(str(one["seed"]), one["path"], *scores, f"{one['seconds']:,.0f} s")
-    stdout().print(rows)
+    _stdout().print(rows)
     typer.echo(
         f"\naccuracy {_spread(seeds['accuracy'])}, macro F1 {_spread(seeds['f1'])}: mean ± standard deviation over "
         f"{seeds['n']} seeds. {seeds['note']}"
@@ -56,7 +60,7 @@ def print_seeds(seeds: dict[str, Any]) -> None:
 
 def print_compared(compared: dict[str, Any]) -> None:
     """Print what `comparison.compare` returns."""
-    rows = table("run", "recipe", "accuracy", "95% interval", "macro F1", "95% interval", "points", "p", "kB", "time")
+    rows = _table("run", "recipe", "accuracy", "95% interval", "macro F1", "95% interval", "points", "p", "kB", "time")
     for row in compared["runs"]:
         rows.add_row(
             row["run"],
@@ -67,7 +71,7 @@ def print_compared(compared: dict[str, Any]) -> None:
             f"{row['adapter_bytes'] / 1000:,.0f}",
             f"{row['seconds']:,.0f} s",
         )
-    stdout().print(rows)
+    _stdout().print(rows)
     typer.echo(f"\n{compared['note']}")
 
 
@@ -76,7 +80,7 @@ def print_findings(found: "Findings") -> None:
     from rich.text import Text
 
     splits = [name for name, count in found.texts.items() if count]
-    counts = table("label", *splits, "share")
+    counts = _table("label", *splits, "share")
     by_count = sorted(found.classes.items(), key=lambda item: -item[1]["all"])
     for label, texts in by_count[:_MOST_CLASSES]:
         share = f"{texts['all'] / found.texts['all']:.1%}"
@@ -84,7 +88,7 @@ def print_findings(found: "Findings") -> None:
     if len(by_count) > _MOST_CLASSES:
         counts.add_row(f"and {len(by_count) - _MOST_CLASSES} more")
     counts.add_row("texts", *(f"{found.texts[name]:,}" for name in splits))
-    stdout().print(counts)
+    _stdout().print(counts)
     if found.lengths is not None:
         lengths = found.lengths
         typer.echo(
@@ -92,13 +96,13 @@ def print_findings(found: "Findings") -> None:
             f"{lengths.longest:,}; data.max_tokens is {lengths.max_tokens:,}"
         )
     typer.echo("")
-    rows = table("", "about", found.source)
+    rows = _table("", "about", found.source)
     for finding in found.findings:
         said = "\n".join([finding.sentence, *(f"  {example}" for example in finding.examples)])
         rows.add_row(Text(finding.severity, _SEVERITY_STYLES[finding.severity]), finding.about, said)
     if not found.findings:
         rows.add_row("", "", "Nothing stands out.")
-    stdout().print(rows)
+    _stdout().print(rows)
 
 
 def print_explanation(found: "Explanation") -> None:
@@ -107,7 +111,7 @@ def print_explanation(found: "Explanation") -> None:
 
     from lorafit.explain import pieces_of
 
-    console = stdout()
+    console = _stdout()
     most = max((abs(word.attribution) for word in found.words), default=0.0)
     shown = Text()
     for between, word in pieces_of(found):
@@ -125,10 +129,84 @@ def print_explanation(found: "Explanation") -> None:
     typer.echo(str(found.check))
 
 
-def with_limits(scores: dict[str, Any]) -> str:
+def print_predictions(answers: list[dict[str, Any]]) -> None:
+    """Print a row a text: what it was given, the probabilities, the text."""
+    labels = [key.removesuffix("_prob") for key in answers[0] if key.endswith("_prob")]
+    texts = [key for key in ("text", "text_pair") if key in answers[0]]
+    few = len(labels) <= _MOST_COLUMNS
+    rows = _table("given", *([f"{label}_prob" for label in labels] if few else ["most probable"]), *texts)
+    for answer in answers:
+        probabilities = {label: answer[f"{label}_prob"] for label in labels}
+        given = answer["label"] if "label" in answer else ", ".join(answer["labels"]) or "-"
+        most = sorted(labels, key=lambda label: -probabilities[label])[:3]
+        shown = [f"{p:.3f}" for p in probabilities.values()] if few else [_listed(probabilities, most)]
+        rows.add_row(given, *shown, *(answer[key] for key in texts))
+    _stdout().print(rows)
+
+
+def print_contents(contents: "Contents") -> None:
+    """Print what a bundle holds."""
+    made, lora = contents.manifest, contents.lora
+    targets = ", ".join(sorted(lora.target_modules))
+    facts = {
+        "adapter": f"LoRA r={lora.r}, alpha={lora.lora_alpha:g}, on {targets}; {contents.parameters:,} parameters",
+        "trained whole": ", ".join(contents.trained_whole) or "-",
+    }
+    if made is None:
+        facts["not known"] = "labels, base weights, window: lorafit did not make it"
+    else:
+        facts |= {
+            "base": str(made.base),
+            "labels": ", ".join(made.labels) + ("; a text may have several" if made.task == "multi_label" else ""),
+            "texts": f"{'pairs, ' if made.text_pair else ''}{made.reading}; html: {made.html}",
+        }
+        if made.training is not None:
+            score, counts = made.training.validation, made.training.texts
+            facts["trained"] = (
+                f"on {counts.train:,} texts of {made.training.data}, {made.training.precision}; "
+                f"accuracy {score.accuracy:.4f} on {counts.validation:,} validation texts, "
+                f"epoch {made.training.best_epoch}"
+            )
+        if made.proof is not None:
+            facts["proved"] = (
+                f"on {made.proof.texts} texts by a fresh process; logit gap {made.proof.gap:.1g}, "
+                f"{made.proof.gap_fp32:.1g} in plain PEFT"
+            )
+    facts["files"] = "\n".join(f"{size:>11,} bytes  {name}" for name, size in contents.bytes_by_file.items())
+    rows = _table("", str(contents.folder))
+    for name, value in facts.items():
+        rows.add_row(name, value)
+    _stdout().print(rows)
+
+
+def print_runs(found: "list[Run]") -> None:
+    """Print a row a run."""
+    rows = _table("run", "recipe", "encoder", "data", "texts", "base", "adapted", "time", "started")
+    for run in found:
+        recipe, record, scores = run.recipe, run.record, run.scores
+        test = scores["test"] if scores else None
+        rows.add_row(
+            str(run.path),
+            recipe.name,
+            recipe.encoder.name,
+            recipe.data.source,
+            f"{record['texts']['train']:,}",
+            f"{test['base']['accuracy']:.4f}" if test else "-",
+            _with_limits(test["adapted"]) if test else "-",
+            f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
+            record["created"].replace("T", " ")[:16],
+        )
+    _stdout().print(rows)
+
+
+def _with_limits(scores: dict[str, Any]) -> str:
     """Return an accuracy with its interval, such as "0.8833 (0.842 to 0.915)"."""
     limits = scores.get("accuracy_interval")  # an earlier version wrote none
     return f"{scores['accuracy']:.4f}" + (f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else "")
+
+
+def _listed(probabilities: dict[str, float], labels: list[str]) -> str:
+    return ", ".join(f"{label} {probabilities[label]:.3f}" for label in labels)
 
 
 def _described(name: str) -> str:
@@ -161,7 +239,7 @@ def _p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
-def table(*headers: str) -> "Table":
+def _table(*headers: str) -> "Table":
     """Return an empty table with these columns."""
     from rich.table import Table
 
@@ -171,7 +249,7 @@ def table(*headers: str) -> "Table":
     return made
 
 
-def stdout() -> "Console":
+def _stdout() -> "Console":
     """Return where tables are printed."""
     from rich.console import Console
 
