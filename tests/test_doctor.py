@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import data, doctor, pipeline, recipe
+from lorafit import data, doctor, pipeline, recipe, splits
 from lorafit.errors import DataError
 from lorafit.runs import Run
 from tests.conftest import Said, texts_and_labels, write_csv
@@ -115,12 +115,26 @@ def test_the_labels_of_a_text_are_named_for_either_task() -> None:
     assert doctor._names(np.array([0, 0]), ["a", "b"]) == ()
 
 
+def test_several_labels_and_pairs_are_read_as_training_reads_them(tiny: Path, tmp_path: Path) -> None:
+    texts, ids = texts_and_labels(60)
+    several = write_csv(tmp_path / "several.csv", [*texts, texts[0]], [["a", "b|a"][n] for n in ids] + ["b"])
+    found = doctor.examine(recipe_for(several, tiny, label_separator="|"))
+    assert (found.classes["a"]["all"], found.classes["b"]["all"]) == (60, 31)
+    assert "row 1 (a) and row 61 (b)" in by_about(found)["contradictions"].examples[0]
+    rows = [f'"{text}","{texts[0]}",{n}' for text, n in zip([*texts, ""], [*ids, 1], strict=True)]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("\n".join(["text,other,label", *rows, rows[3]]) + "\n")
+    found = doctor.examine(recipe_for(pairs, tiny, text_pair="other"))
+    assert by_about(found)["empty texts"].texts == 1
+    assert "row 4 and row 62" in by_about(found)["duplicates"].examples[0]
+
+
 def test_near_duplicates_across_our_splits_are_a_warning(tiny: Path, tmp_path: Path) -> None:
     texts, ids = texts_and_labels(60)
     file = write_csv(tmp_path / "twice.csv", texts + [text.upper() for text in texts], [*ids, *ids])
     found = doctor.examine(recipe_for(file, tiny))
     warning = next(finding for finding in found.findings if finding.severity == "warning")
-    made = data.split(data.clean(data.open_source(str(file))), 0.7, 0.15, 0.15)
+    made = splits.split(data.clean(data.open_source(str(file))), 0.7, 0.15, 0.15)
     trained = {text.lower() for text in made["train"].texts}
     held_out = [text.lower() for name in ("validation", "test") for text in made[name].texts]
     assert warning.about == "near duplicates"
@@ -134,7 +148,7 @@ def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeli
     texts, ids = texts_and_labels(200)
     labels: list[object] = [["neg", "pos"][label_id] for label_id in ids]
     file = write_csv(tmp_path / "clean.csv", texts, labels)
-    parts = data.split(data.clean(data.open_source(str(file))), 120, 40, 40)
+    parts = splits.split(data.clean(data.open_source(str(file))), 120, 40, 40)
     wrong = [text for name in ("validation", "test") for text in parts[name].texts[:2] + parts[name].texts[-2:]]
     flipped = [["neg", "pos"][(text in wrong) ^ label_id] for text, label_id in zip(texts, ids, strict=True)]
     made = recipe.from_values(

@@ -244,6 +244,6 @@ def _too_long(lengths: Lengths, texts: int, long_text: str) -> list[Finding]:
     return [Finding(severity, "long texts", f"{longer} and are cut: {lost}. {advice}", texts)]
 
 
-def _by_split(splits: Iterable[str]) -> dict[str, int]:
-    counts = Counter(splits)
+def _by_split(homes: Iterable[str]) -> dict[str, int]:
+    counts = Counter(homes)
     return {"all": counts.total()} | {name: counts[name] for name in data.SPLITS}
