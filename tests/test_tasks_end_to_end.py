@@ -74,7 +74,6 @@ def whole_way(made: Any, folder: Path, texts: list[Text]) -> tuple[Run, list[dic
     return run, answers
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("form", "names"), [("names", ["neg", "pos"]), ("integers", ["0", "1"])])
 def test_two_classes(form: str, names: list[str], tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
     texts, label_ids = texts_and_labels(200)
@@ -86,7 +85,6 @@ def test_two_classes(form: str, names: list[str], tiny_recipe: Callable[..., Any
     assert run.scores["test"]["adapted"]["accuracy"] > 0.9
 
 
-@pytest.mark.slow
 def test_a_hundred_and_fifty_classes(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:
     names = [f"{first}{second}" for first in "abcdefghijklmno" for second in "abcdefghij"]
     texts = [f"{' '.join(name)} {number}" for number in range(6) for name in names]
