@@ -12,6 +12,7 @@ import pytest
 from lorafit import baselines, pipeline, predict, predictions, runs, runtime
 from lorafit.errors import RecipeError
 from tests.conftest import texts_and_labels
+from tests.evaluated_runs import seeds_record
 
 pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 FP32 = runtime.Runtime("cpu", "fp32", 2, "as asked for")
@@ -92,14 +93,14 @@ def test_a_baseline_asked_for_later_is_added_to_what_is_there(
 ) -> None:
     run = runs.open_run(shutil.copytree(trained, tmp_path / "run"))
     before = run.scores["test"]
-    run.write("scores.json", json.dumps(run.scores | {"seeds": "stay"}))
+    run.write("scores.json", json.dumps(run.scores | {"seeds": seeds_record()}))
     monkeypatch.setattr(predict.Classifier, "load", None)  # base and adapted are not asked again
     compared = pipeline.evaluate(run, ["frozen"])
     after = run.scores["test"]
     assert list(compared.baselines) == list(after["baselines"]) == ["majority", "tfidf", "frozen"]
     assert after | {"baselines": 0, "beaten_by": 0} == before | {"baselines": 0, "beaten_by": 0}
     assert {name: after["baselines"][name] for name in before["baselines"]} == before["baselines"]
-    assert run.scores["seeds"] == "stay"
+    assert run.scores["seeds"] == seeds_record()
     assert "frozen" in predictions.read(run.predictions).given
     pipeline.evaluate(run)
     assert run.scores["test"] == after

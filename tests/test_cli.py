@@ -84,7 +84,7 @@ def test_every_step_in_sequence_and_again(cli: Cli, tiny_recipe: Callable[..., A
         f"Adapted accuracy:      {scores['adapted']['accuracy']:.4f}",
     ]
     assert "macro F1" in first.out
-    assert "TF-IDF of 1-2 words with logistic regression" in first.out
+    assert "TF-IDF with logistic regression" in first.out
     listed = cli("runs")
     assert "runs/tiny" in listed.out
     assert f"{scores['adapted']['accuracy']:.4f}" in listed.out

@@ -95,6 +95,6 @@ def test_project_a_stands_to_the_letter() -> None:
 
 def test_every_shipped_recipe_loads() -> None:
     names = {file.stem for file in (ROOT / "recipes").glob("*.toml")}
-    assert names == {"demo", "imdb-one-pass", "imdb-bert-base-cased", "imdb-bert-base-uncased"}
+    assert names == {"demo", "imdb-one-pass", "imdb-bert-base-cased", "imdb-bert-base-uncased", "rotten-tomatoes"}
     for name in names:
         assert recipe.load(recipe.shipped(name)).name == name

@@ -82,15 +82,19 @@ def test_too_few_examples_for_the_split_are_refused(sizes: tuple[float, float, f
     assert sentence in str(error.value)
 
 
+@pytest.mark.parametrize(("rare", "dealt"), [(5, [3, 1, 1]), (12, [8, 2, 2])])
+def test_a_class_of_five_examples_and_more_stands_in_every_split(rare: int, dealt: list[int]) -> None:
+    given = Texts([f"t{n}" for n in range(100)], (np.arange(100) < rare).astype(np.int64), ["a", "b"])
+    parts = splits.split(given, 0.7, 0.15, 0.15)
+    assert [sum(part.label_ids) for part in parts.values()] == dealt
+    assert [len(part) for part in parts.values()] == [70, 15, 15]
+
+
 def test_a_rare_class_is_never_missing_from_a_split_in_silence() -> None:
-    rare, enough = (
-        Texts([f"t{n}" for n in range(100)], (np.arange(100) < count).astype(np.int64), ["a", "b"]) for count in (5, 12)
-    )
-    with pytest.raises(DataError, match=r"Too few examples of 'b': 10 (validation|test) texts would hold none"):
-        splits.split(rare, 0.8, 0.1, 0.1)
-    parts = splits.split(enough, 0.7, 0.15, 0.15)
-    assert [sum(part.label_ids) for part in parts.values()] == [8, 2, 2]
-    assert sum(map(len, parts.values())) == 100
+    names = [f"class {n}" for n in range(30)]
+    given = Texts([f"t{n}" for n in range(300)], np.arange(300) % 30, names)
+    with pytest.raises(DataError, match=r"Too few examples of 'class \d+': 20 (validation|test) texts would hold none"):
+        splits.split(given, 260, 20, 20)
 
 
 def tagged(count: int, seed: int = 0, labels: int = 5) -> Texts:

@@ -30,7 +30,7 @@ ALWAYS = ("majority", "tfidf")
 ON_REQUEST = ("frozen", "full")
 DESCRIBED = {
     "majority": "the majority class",
-    "tfidf": "TF-IDF of 1-2 words with logistic regression",
+    "tfidf": "TF-IDF with logistic regression",
     "frozen": "the frozen encoder with logistic regression",
     "full": "full fine-tuning",
 }

@@ -134,7 +134,19 @@ def _quotas(pool: Texts, sizes: dict[str, int]) -> dict[str, dict[int, int]]:
             quota[index] += 1
         left = left - quota
         quotas[name] = dict(zip(present.tolist(), quota.tolist(), strict=True))
+    _give_each_some(quotas)
     return quotas
+
+
+def _give_each_some(quotas: dict[str, dict[int, int]]) -> None:
+    """Give a split that would hold none of a rare class one, in exchange for one of its commonest."""
+    for quota in quotas.values():
+        for label_id in (label_id for label_id, size in quota.items() if size == 0):
+            donor = max(quotas.values(), key=lambda other: other[label_id])
+            commonest = max(quota, key=lambda label_id: quota[label_id])
+            if donor[label_id] > 1 and quota[commonest] > 1:
+                donor[label_id], quota[label_id] = donor[label_id] - 1, 1
+                donor[commonest], quota[commonest] = donor[commonest] + 1, quota[commonest] - 1
 
 
 def _refuse_rare_class(pool: Texts) -> None:
