@@ -1,0 +1,246 @@
+"""Commands from data to scores: demo, init, fetch, prepare, doctor, train, evaluate, compare, runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorafit import console
+from lorafit.cli.shell import (
+    Columns,
+    LabelColumn,
+    Out,
+    Overrides,
+    Overwrite,
+    PairColumn,
+    Quiet,
+    RecipeFile,
+    RunFolder,
+    Small,
+    TextColumn,
+    app,
+    chosen_recipe,
+    recipe_for_file,
+)
+from lorafit.cli.terminal import (
+    print_compared,
+    print_evaluation,
+    print_findings,
+    print_predictions,
+    print_runs,
+    print_seeds,
+)
+from lorafit.errors import RecipeError, StorageError
+from lorafit.files import write_text
+
+
+@app.command()
+def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
+    """Run the whole flow on the bundled reviews.
+
+    Prepare, train, evaluate and predict, by recipes/demo.toml; the run lies in runs/demo.
+    """
+    from lorafit import pipeline, predict, recipe, runs
+
+    demo_recipe = recipe.load(recipe.shipped("demo"))
+    unfinished = None if overwrite else runs.find_unfinished(runs.DEFAULT_ROOT / demo_recipe.name, demo_recipe)
+    run = pipeline.resume(unfinished.path) if unfinished else pipeline.train(demo_recipe, overwrite=overwrite)
+    pipeline.evaluate(run)
+    print_evaluation(run)
+    texts = [
+        "A film to remember: warm, funny and beautifully played.",
+        "Two hours of my life that I will not get back.",
+    ]
+    print_predictions(predict.Classifier.load(run.path).predict(texts))
+    console.say(f"The report and its figures lie in {run.path}. Ask it yourself: lorafit predict {run.path} 'a text'")
+
+
+@app.command()
+def init(
+    data_file: Annotated[Path, typer.Argument(metavar="DATA_FILE", help="A CSV, TSV, JSONL or Parquet file.")],
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a recipe for a data file, to edit.
+
+    Looks at the file and finds its columns with texts and labels.
+    """
+    from lorafit import recipe
+
+    drafted = recipe_for_file(data_file, Columns(text_column, pair_column, label_column), ())
+    path = Path(f"{drafted.name}.toml")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path} is there already. Replace it with --overwrite.")
+    write_text(path, recipe.to_commented_toml(drafted, f"Run it with: lorafit train {path}"))
+    typer.echo(f"Wrote {path}. Edit it, then: lorafit train {path}")
+
+
+@app.command()
+def fetch(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False, _: Quiet = False) -> None:
+    """Cache encoder and data, so that the rest runs offline."""
+    from lorafit import pipeline, recipe
+
+    pipeline.fetch(recipe.load(recipe_file, tuple(settings or ()), small=small))
+
+
+@app.command()
+def prepare(recipe_file: RecipeFile, settings: Overrides = None, small: Small = False, _: Quiet = False) -> None:
+    """Turn data into splits and token ids.
+
+    Says where train, validation and test lie.
+    """
+    from lorafit import pipeline, recipe
+
+    found = pipeline.prepare(recipe.load(recipe_file, tuple(settings or ()), small=small))
+    for name, split in found.splits.items():
+        typer.echo(f"{name:<10}  {len(split):>7,} texts  {len(split.tokens.ids):>10,} tokens  {split.file}")
+
+
+@app.command()
+def doctor(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE | DATA_FILE | RUN", help="A recipe, a file with texts and labels, or a run."),
+    ],
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    settings: Overrides = None,
+    small: Small = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    _: Quiet = False,
+) -> None:
+    """Look at the data before training, and again after it.
+
+    Counts, lengths beside the window, duplicates, leaks between splits, contradictions, damaged texts; after a run the
+    likeliest label errors too (pip install 'lorafit[doctor]'). The exit code is 2 where something has to be mended.
+    """
+    from lorafit import doctor, runs
+
+    columns = Columns(text_column, pair_column, label_column)
+    if source.is_dir():
+        if any(columns) or settings or small:
+            raise RecipeError("A run has its own recipe: it takes no columns, --set or --small.")
+        found = doctor.examine_run(runs.open_run(source))
+    else:
+        found = doctor.examine(chosen_recipe(source, columns, tuple(settings or ()), small))
+    if as_json:
+        typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
+    else:
+        print_findings(found)
+    if found.errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="RECIPE | DATA_FILE", help="A recipe, or a file with texts and labels."),
+    ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    label_column: LabelColumn = None,
+    settings: Overrides = None,
+    small: Small = False,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the whole recipe and the plan; train nothing.")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run.")
+    ] = None,
+    overwrite: Overwrite = False,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", metavar="N", min=1, help="Train and evaluate N times, with N seeds from the recipe's."),
+    ] = 1,
+    _: Quiet = False,
+) -> None:
+    """Train an adapter: from a recipe, or straight from a data file."""
+    from lorafit import pipeline, recipe, runs
+
+    columns = Columns(text_column, pair_column, label_column)
+    if resume is not None:
+        if small or out or overwrite or dry_run or seeds > 1:
+            raise RecipeError(
+                "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run, --seeds."
+            )
+        claimed = None
+        if source is not None:
+            claimed = chosen_recipe(source, columns, tuple(settings or ()), small=False)
+        elif settings:
+            claimed = recipe.from_values(runs.open_run(resume).recipe.model_dump(), tuple(settings))
+        pipeline.resume(resume, claimed)
+        return
+    if source is None:
+        raise RecipeError("Name a recipe or a data file; `lorafit demo` needs neither.")
+    chosen = chosen_recipe(source, columns, tuple(settings or ()), small)
+    if dry_run:
+        typer.echo(recipe.to_toml(chosen), nl=False)
+        pipeline.plan(chosen)
+        return
+    if seeds > 1:
+        from lorafit import seeds as repeated
+
+        print_seeds(repeated.train(chosen, seeds, out, overwrite=overwrite))
+        return
+    run = pipeline.train(chosen, out, overwrite=overwrite)
+    console.say(f"What did it gain? lorafit evaluate {run.path}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help='One more beside the commonest label and TF-IDF: "frozen", logistic regression on the frozen encoder; '
+            '"full", full fine-tuning. Repeatable.',
+        ),
+    ] = None,
+    _: Quiet = False,
+) -> None:
+    """Compare base and adapted on the test texts.
+
+    Prints the scores beside cheap baselines, and writes scores.json, the report and the figures.
+    """
+    from lorafit import pipeline, runs
+
+    found = runs.open_run(run)
+    pipeline.evaluate(found, baselines or ())
+    print_evaluation(found)
+    console.say(f"The report lies in {found.path / 'report.md'}.")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Evaluated runs with the same test.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where table and figure go.")] = Path("comparison"),
+    _: Quiet = False,
+) -> None:
+    """Compare evaluated runs on the same test texts.
+
+    Each is compared with the first, text by text. Writes comparison.json, and a figure as PNG and SVG.
+    """
+    from lorafit import comparison
+
+    print_compared(comparison.compare(folders, out))
+    console.say(f"Table and figure lie in {out}.")
+
+
+@app.command()
+def runs() -> None:
+    """List the runs there are, newest first."""
+    from lorafit.runs import DEFAULT_ROOT, list_runs
+
+    found = list_runs()
+    if not found:
+        typer.echo(f"There are no runs in {DEFAULT_ROOT}/ yet. Start with: lorafit demo")
+        return
+    print_runs(found)

@@ -1,0 +1,167 @@
+"""Commands on what was trained: predict, explain, inspect, verify, merge."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorafit import console
+from lorafit.cli.shell import BundleFolder, DifferentBase, Encoder, Overwrite, PairColumn, Quiet, TextColumn, app
+from lorafit.cli.terminal import print_contents, print_explanation, print_predictions
+from lorafit.errors import DataError
+
+
+@app.command()
+def predict(
+    bundle: BundleFolder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="Texts, of pairs two by two; without any, lines of standard input, of pairs with a tab between.",
+        ),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base with its untrained head.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="Read the texts from a file.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the answers to a file.")
+    ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
+    _: Quiet = False,
+) -> None:
+    """Ask a trained adapter about texts."""
+    from lorafit.predict import Classifier, predict_file
+
+    def load() -> Classifier:
+        return Classifier.load(bundle, encoder=encoder, allow_different_base=allow_different_base)
+
+    if input_file is not None:
+        if texts or output_file is None:
+            raise DataError("--input needs --output, and no texts beside it.")
+        rows = predict_file(
+            load, input_file, output_file, text_column=text_column or "text", pair_column=pair_column or "", base=base
+        )
+        typer.echo(f"Wrote {rows:,} rows to {output_file}.")
+        return
+    if output_file is not None or text_column is not None or pair_column is not None:
+        raise DataError("--output, --text-column and --pair-column go with --input.")
+    asked = texts or _lines_of_standard_input()
+    classifier = load()
+    if classifier.text_pair:
+        answers = classifier.predict(_two_by_two(texts) if texts else _split_at_tabs(asked), base=base)
+    else:
+        answers = classifier.predict(asked, base=base)
+    if as_json:
+        typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
+    else:
+        print_predictions(answers)
+
+
+@app.command()
+def explain(
+    bundle: BundleFolder,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="One text.")],
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
+    _: Quiet = False,
+) -> None:
+    """Show which words carried a decision.
+
+    By integrated gradients, in log-odds of the decided label; checked by taking the named words out. Needs captum: pip
+    install 'lorafit[explain]'
+    """
+    from lorafit import explain as explaining
+
+    found = explaining.explain(bundle, text, encoder=encoder, allow_different_base=allow_different_base)
+    if page is not None:
+        explaining.write_page(found, page)
+    if as_json:
+        typer.echo(json.dumps(found.as_record(), ensure_ascii=False, indent=2))
+    else:
+        print_explanation(found)
+
+
+@app.command()
+def inspect(bundle: BundleFolder) -> None:
+    """Show what an adapter holds.
+
+    Its files are compared with their hashes; its base is not needed.
+    """
+    from lorafit import bundle as bundles
+
+    print_contents(bundles.inspect(bundles.folder_of(bundle)))
+
+
+@app.command()
+def verify(bundle: BundleFolder, encoder: Encoder = None, _: Quiet = False) -> None:
+    """Prove again that an adapter is what was trained.
+
+    Compares files, labels and tensors with their hashes, and logits in fp32 with those kept at the end of the training.
+    """
+    from lorafit import bundle as bundles
+    from lorafit import proof
+
+    folder = bundles.folder_of(bundle)
+    found = proof.verify(folder, encoder=encoder)
+    typer.echo(
+        f"{folder} is what was trained: its files, labels and tensors are unchanged, and its logits on {found.texts} "
+        f"texts are within {found.gap_fp32:.1g} of those kept."
+    )
+
+
+@app.command()
+def merge(
+    bundle: BundleFolder,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    encoder: Encoder = None,
+    allow_different_base: DifferentBase = False,
+    overwrite: Overwrite = False,
+    _: Quiet = False,
+) -> None:
+    """Write base and adapter as one ordinary model.
+
+    transformers and its pipelines load it, with the names of the labels. It is in fp32, merged with the base's stored
+    weights.
+    """
+    from lorafit import export
+
+    made = export.merge(bundle, target, encoder=encoder, allow_different_base=allow_different_base, overwrite=overwrite)
+    typer.echo(f"Wrote {made.folder}. Largest logit gap to the unmerged model: {made.gap:.1e} on {made.texts} texts.")
+
+
+def _lines_of_standard_input() -> list[str]:
+    if sys.stdin.isatty():
+        console.say("One text a line; end with Ctrl-D.")
+    try:
+        lines = sys.stdin.read().removesuffix("\n").split("\n")  # splitlines would cut at form feeds too
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is not UTF-8 (byte {error.start}).") from None
+    if lines == [""]:
+        raise DataError("No text given: name one, pipe lines in, or use --input FILE --output FILE.")
+    return lines
+
+
+def _two_by_two(texts: list[str]) -> list[tuple[str, str]]:
+    if len(texts) % 2:
+        raise DataError(f"This adapter reads pairs: name texts two by two, not {len(texts)}.")
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _split_at_tabs(lines: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            raise DataError(f"This adapter reads pairs: line {number} needs one tab, between its two texts.")
+        pairs.append((first, second))
+    return pairs
