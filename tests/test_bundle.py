@@ -279,11 +279,20 @@ def test_no_name_in_a_manifest_leads_outside(name: str, copy: Path) -> None:
         Classifier.load(copy)
 
 
+def test_a_manifest_of_the_first_version_is_read(copy: Path) -> None:
+    before = Classifier.load(copy, precision="fp32").probabilities(["a good film"])
+    content = json.loads((copy / "lorafit.json").read_text())
+    old = {key: value for key, value in content.items() if key not in ("text_pair", "pooling", "seal")}
+    old["format_version"] = 1
+    (copy / "lorafit.json").write_text(json.dumps(old | {"seal": manifest._seal(old)}))
+    np.testing.assert_array_equal(Classifier.load(copy, precision="fp32").probabilities(["a good film"]), before)
+
+
 def test_a_manifest_that_is_newer_broken_or_edited_is_refused(copy: Path) -> None:
     file = copy / "lorafit.json"
     kept = file.read_text()
-    change_json(file, format_version=2)
-    with pytest.raises(BundleError, match=r"has format version 2; this lorafit reads versions up to 1. Update it"):
+    change_json(file, format_version=3)
+    with pytest.raises(BundleError, match=r"has format version 3; this lorafit reads versions up to 2. Update it"):
         Classifier.load(copy)
     file.write_text(kept.replace('"pos"', '"neg2"', 1))
     with pytest.raises(BundleError, match="has been changed since it was written: its seal does not fit"):

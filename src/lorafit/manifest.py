@@ -11,7 +11,7 @@ from lorafit.errors import BundleError
 from lorafit.files import write_text
 
 FILE = "lorafit.json"
-FORMAT_VERSION = 1  # the newest that is read; each change that an older lorafit would misread raises it
+FORMAT_VERSION = 2  # the newest that is read; each change that an older lorafit would misread raises it
 LARGEST_MANIFEST_BYTES = 4_000_000  # a thousand times what one takes
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -123,7 +123,7 @@ class Proof(_Part):
 class Manifest(_Part):
     """What `lorafit.json` holds."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     base: Base
     labels: Annotated[list[Shown], Field(min_length=2, max_length=100_000)]
     """Label names in the order of their ids."""
