@@ -60,6 +60,16 @@ def test_texts_without_a_word_are_no_trouble() -> None:
     assert baselines.tfidf(["5 :)", "!"], np.array([1, 0]), ["!", "5"]).tolist() == [0, 1]
 
 
+def test_words_that_stand_in_one_text_each_and_texts_of_blanks_are_no_trouble() -> None:
+    texts = [f"word{number}" for number in range(1200)]
+    label_ids = np.arange(1200) % 2
+    given = baselines.tfidf(texts, label_ids, texts)
+    assert (given == label_ids).all()
+    assert baselines.tfidf([" "] * 5, np.array([0, 1, 1, 1, 0]), [" ", "good"]).tolist() == [1, 1]
+    pairs = [("good", " ") if label_id else ("bad", " ") for label_id in label_ids]
+    assert (baselines.tfidf(pairs, label_ids, pairs) == label_ids).all()
+
+
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 def test_the_frozen_encoder_is_read_as_the_head_reads_it(pooling: str, tiny_recipe: Callable[..., Any]) -> None:
     recipe = tiny_recipe(encoder={"pooling": pooling})

@@ -197,13 +197,19 @@ def _sides(texts: Sequence[Any]) -> list[tuple[str, ...]]:
 
 
 def _features(texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any]:
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2),
-        sublinear_tf=True,
-        min_df=2 if len(texts) >= _TEXTS_FOR_RARE_WORDS else 1,
-        token_pattern=r"\w+|[^\w\s]",  # scikit-learn's own finds no word in "5 :)"
-    )
-    return vectorizer.fit_transform(texts), vectorizer.transform(test_texts)
+    """Return TF-IDF of both, (texts, words); of training texts that hold no word at all, one column of zeros."""
+    for fewest_texts in (2, 1) if len(texts) >= _TEXTS_FOR_RARE_WORDS else (1,):
+        vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2),
+            sublinear_tf=True,
+            min_df=fewest_texts,
+            token_pattern=r"\w+|[^\w\s]",  # scikit-learn's own finds no word in "5 :)"
+        )
+        try:
+            return vectorizer.fit_transform(texts), vectorizer.transform(test_texts)
+        except ValueError:  # no word stands in as many texts
+            continue
+    return csr_array((len(texts), 1)), csr_array((len(test_texts), 1))
 
 
 def _regression(inverse_strength: float, balanced: bool) -> LogisticRegression:

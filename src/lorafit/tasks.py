@@ -41,7 +41,7 @@ def class_weights(label_ids: np.ndarray, labels: int) -> np.ndarray:
     """Return a weight for each label that makes rare ones count as much as common ones, fp32.
 
     Of one label a text: texts / (labels x texts with it). Of several: texts without it / texts with it, for the loss of
-    the texts that have it. A label that no text has gets 1.
+    the texts that have it. A label that no text has, or every text, gets 1.
 
     >>> class_weights(np.array([0, 0, 0, 1]), 2).round(2).tolist()
     [0.67, 2.0]
@@ -49,7 +49,8 @@ def class_weights(label_ids: np.ndarray, labels: int) -> np.ndarray:
     found = np.ones(labels, dtype=np.float32)
     if label_ids.ndim == 2:
         having = label_ids.sum(axis=0)
-        return np.where(having > 0, (len(label_ids) - having) / np.maximum(having, 1), found).astype(np.float32)
+        lacking = len(label_ids) - having
+        return np.where(having * lacking > 0, lacking / np.maximum(having, 1), found).astype(np.float32)
     present = np.unique(label_ids)
     found[present] = compute_class_weight("balanced", classes=present, y=label_ids)
     return found
