@@ -7,6 +7,7 @@ every evaluation; "frozen" and "full" are made on request.
 import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
 
     def validate(trained: torch.nn.Module, on_batch: training.OnBatch) -> dict[str, float]:
         logits = predict.logits(trained, found.validation.tokens, pad_id, where, "Validating", on_batch)
-        scores = evaluation.score(logits, found.validation.label_ids)
-        return {"accuracy": scores.accuracy, "loss": scores.loss}
+        return asdict(evaluation.score(logits, found.validation.label_ids))
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", LorafitWarning)  # the guards speak of what LoRA needs

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -331,8 +331,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         logits = _validation_logits(setup, model, "Validating", on_batch)
         if not np.isfinite(logits).all():
             raise guards.diverged("its answers are not numbers", recipe.training.learning_rate, run.checkpoints)
-        scores = evaluation.score(logits, found.validation.label_ids)
-        return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
+        return asdict(evaluation.score(logits, found.validation.label_ids))
 
     outcome = training.fit(
         setup.model,
@@ -372,8 +371,9 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         adapter_bytes=(run.adapter / checks.WEIGHTS).stat().st_size,
     )
     say(
-        f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best['accuracy']:.4f} in epoch "
-        f"{outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within {proved.gap:.1g}."
+        f"Trained in {_duration(run.seconds)}: validation accuracy {outcome.best['accuracy']:.4f} in the best epoch, "
+        f"number {outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within "
+        f"{proved.gap:.1g}."
     )
     return run
 
@@ -411,7 +411,7 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: 
             recipe=described,
             texts=Texts(**{name: len(split) for name, split in setup.prepared.splits.items()}),
             best_epoch=outcome.best_epoch,
-            validation=Validation(**outcome.best),
+            validation=Validation(**{name: outcome.best[name] for name in ("accuracy", "f1", "loss")}),
             precision=setup.where.precision,
             packages=runtime.describe_machine()["packages"],
         ),

@@ -112,8 +112,8 @@ def fit(
         tokens: the training texts.
         label_ids: their label ids.
         settings: the recipe's table ``[training]``.
-        validate: gives "accuracy" and "loss" (and what else is worth keeping) of the model on the validation texts. It
-            calls its second argument now and then, which raises an interruption that waits.
+        validate: gives the model's scores on the validation texts: "accuracy", "f1", "recall", "loss". It calls its
+            second argument now and then, which raises an interruption that waits.
         validation_label_ids: their label ids; the guard learns from them what guessing would score.
         log: is given one line a step and one a validation.
         folder: for checkpoints; empty, or the one with `resume`.
@@ -139,6 +139,7 @@ def fit(
         trainer = _Trainer(
             batches=batches,
             long_text=tokens.long_text,
+            best=Best(settings.select_by),
             patience=settings.early_stopping,
             lora_plus_ratio=settings.lora_plus_ratio,
             class_weights=_class_weights(settings, label_ids, model, where),
@@ -241,6 +242,7 @@ class _Trainer(Trainer):
         *,
         batches: Batches,
         long_text: LongText,
+        best: Best,
         patience: int,
         lora_plus_ratio: float,
         class_weights: torch.Tensor | None,
@@ -256,7 +258,7 @@ class _Trainer(Trainer):
         self._lora_plus_ratio = lora_plus_ratio
         self._class_weights = class_weights
         self._validate, self._log, self._guard, self._interruption = validate, log, guard, interruption
-        self._best = Best()
+        self._best = best
         self._validated = -1  # the last epoch that was; 0 is the base's
         self._resumed: dict[str, State] = {}
         self._tokens_since_log = 0
@@ -356,8 +358,10 @@ class _Trainer(Trainer):
         """Take what a validation needs too; the rest waits until Trainer has made it."""
         self._resumed, self.state = checkpoints.load(checkpoint)
         self.model.load_state_dict(self._resumed["weights"].tensors, strict=False)
-        self._best = Best(self._resumed["best"].tensors, **self._resumed["best"].facts)
+        self._best = Best(self._best.by, self._resumed["best"].tensors, **self._resumed["best"].facts)
         self._validated = self._resumed["progress"].facts["validated"]
+        if "guard" in self._resumed:  # an earlier version kept none
+            self._guard.remember(self._resumed["guard"])
 
     # The methods below replace Trainer's own format: pickles, written where they stay.
 
@@ -373,6 +377,7 @@ class _Trainer(Trainer):
             "schedule": State({}, self.lr_scheduler.state_dict()),
             "generators": checkpoints.of_generators(),
             "progress": State({}, {"validated": self._validated}),
+            "guard": self._guard.state(),
         }
         trainer = replace(self.state, log_history=[])  # our history has it; here it would grow with every step
         checkpoints.save(self._checkpoint, states, trainer)
