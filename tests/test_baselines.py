@@ -116,6 +116,50 @@ def test_a_baseline_asked_for_later_is_added_to_what_is_there(
     assert run.scores["test"] == after
 
 
+def test_an_evaluation_that_is_broken_off_is_completed_by_the_next(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(shutil.copytree(trained, tmp_path / "run"))
+    before = run.scores["test"]
+    run.remove("scores.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "tfidf", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.evaluate(run)
+    assert list(run.scores["test"]["baselines"]) == ["majority"]
+    assert not (run.path / "report.md").exists()  # the old one, of other scores
+    monkeypatch.setattr(predict.Classifier, "load", None)  # base and adapted are not asked again
+    pipeline.evaluate(run)
+    assert no_seconds(run.scores["test"]) == no_seconds(before)
+    report = (run.path / "report.md").read_text()
+    run.remove("report.md")
+    monkeypatch.setattr(baselines, "answer", None)
+    pipeline.evaluate(run)
+    assert (run.path / "report.md").read_text() == report
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def no_seconds(test: dict[str, Any]) -> dict[str, Any]:
+    return test | {"baselines": {name: found | {"seconds": 0} for name, found in test["baselines"].items()}}
+
+
+def test_what_is_damaged_is_made_anew_and_the_seeds_stay_with_their_adapter(trained: Path, tmp_path: Path) -> None:
+    run = runs.open_run(shutil.copytree(trained, tmp_path / "run"))
+    before = run.scores["test"]
+    run.write("scores.json", json.dumps(run.scores | {"seeds": seeds_record()}))
+    run.predictions.write_bytes(b"PAR1")
+    pipeline.evaluate(run)
+    assert "tfidf" in predictions.read(run.predictions).given
+    assert no_seconds(run.scores["test"]) == no_seconds(before)
+    assert run.scores["seeds"] == seeds_record()
+    run.write("scores.json", json.dumps(run.scores | {"adapter_sha256": "0" * 64}))
+    pipeline.evaluate(run)
+    assert "seeds" not in run.scores
+
+
 def test_a_baseline_that_there_is_none_of_is_refused(trained: Path) -> None:
     sentence = "There is no baseline 'frozne'; on request there are frozen and full. Did you mean 'frozen'?"
     with pytest.raises(RecipeError) as refusal:

@@ -69,7 +69,8 @@ class Comparison:
 
     `improvement_points` are percentage points of accuracy; `relative_improvement` is a share of the base's accuracy,
     None where the base got nothing right. `mcnemar_p` is how likely luck alone is. `baselines` holds the accuracy of
-    each, `beaten_by` names those that the adapted model does not beat.
+    each, `beaten_by` names those that the adapted model does not beat: in accuracy, or where thresholds were fitted for
+    macro F1, in that.
     """
 
     n: int
@@ -167,6 +168,7 @@ def record(test: Test) -> dict[str, Any]:
         | gain(given["base"], given["adapted"], test.label_ids)
         | {
             "baselines": {},
+            "compared_by": "accuracy" if test.thresholds is None else "f1",  # that which thresholds are fitted for
             "beaten_by": [],
             "calibration": {
                 "temperature": test.temperature,
@@ -230,7 +232,8 @@ def with_baseline(
         "seconds": round(seconds, 2),
     }
     baselines = test["baselines"] | {name: baseline}
-    beaten_by = [name for name, found in baselines.items() if found["accuracy"] >= test["adapted"]["accuracy"]]
+    by = test["compared_by"]
+    beaten_by = [name for name, found in baselines.items() if found[by] >= test["adapted"][by]]
     return test | {"baselines": baselines, "beaten_by": beaten_by}
 
 
