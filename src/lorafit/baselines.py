@@ -4,11 +4,9 @@ Each returns label ids for the test texts, in the form of those it was trained w
 every evaluation; "frozen" and "full" are made on request.
 """
 
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,7 +150,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
         logits = predict.logits(trained, found.validation.tokens, pad_id, where, "Validating", on_batch)
         return asdict(evaluation.score(logits, found.validation.label_ids))
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", LorafitWarning)  # the guards speak of what LoRA needs
         training.fit(
             model,
@@ -162,7 +160,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
             validate=validate,
             validation_label_ids=found.validation.label_ids,
             log=lambda _line: None,
-            folder=Path(folder),
+            folder=None,
             pad_id=pad_id,
             where=where,
             seed=recipe.seed,

@@ -38,16 +38,16 @@ def look_at_rate(learning_rate: float, lora_plus_ratio: float = 1.0) -> None:
         _warn(f"{name} is {rate:g}: above {HIGHEST_RATE:g} LoRA seldom learns, and often diverges. Try {USUAL_RATE:g}.")
 
 
-def diverged(fault: str, learning_rate: float, folder: Path) -> RunError:
+def diverged(fault: str, learning_rate: float, folder: Path | None) -> RunError:
     """Return the error that ends a training whose numbers are none any more, and names the best weights there are.
 
     Args:
         fault: what was found.
         learning_rate: of the recipe.
-        folder: of the checkpoints.
+        folder: of the checkpoints; None: there are none.
     """
     advice = f"Lower training.learning_rate (it is {learning_rate:g}) and train anew."
-    last = checkpoints.last(folder)
+    last = checkpoints.last(folder) if folder else None
     best = checkpoints.load(last)[0]["best"].facts["epoch"] if last else 0
     kept = f" The best weights so far, of epoch {best}, are kept in {last}." if best else ""
     return RunError(f"Training has diverged: {fault}. {advice}{kept}")
@@ -67,7 +67,7 @@ class Guard:
         start: the weights before training.
         learning_rate: of the recipe.
         stops_early: the recipe ends a training that gains nothing, so that it need not be said.
-        folder: of the checkpoints.
+        folder: of the checkpoints; None: there are none.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Guard:
         *,
         learning_rate: float,
         stops_early: bool,
-        folder: Path,
+        folder: Path | None,
     ) -> None:
         self._texts = len(label_ids)
         self._chance = _chance(label_ids)
