@@ -98,6 +98,7 @@ def seeds_record() -> dict[str, Any]:
     found = [0.871, 0.8755, 0.868]
     return {
         "n": 3,
+        "note": "Each seed has its own split.",
         "accuracy": {"mean": float(np.mean(found)), "standard_deviation": float(np.std(found, ddof=1))},
         "f1": {"mean": 0.8712, "standard_deviation": 0.0039},
         "improvement_points": {"mean": 36.2, "standard_deviation": 0.81},

@@ -267,7 +267,7 @@ def test_a_run_whose_data_has_changed_is_neither_resumed_nor_scored(
     with pytest.raises(RunError, match="was trained on other data under the same name"):
         pipeline.train(run.recipe, tmp_path / "run")
     assert pipeline.evaluate(run).n == 40  # the prepared data is still there
-    (run.path / "report.md").unlink()
+    run.predictions.unlink()
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(RunError, match="The data of .* has changed since it was started"):
         pipeline.evaluate(run)

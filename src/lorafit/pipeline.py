@@ -215,12 +215,7 @@ def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
 
 def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
     """Return the run that stands in the folder if it is this very one and finished; else say what to do."""
-    changed = runs.changed_keys(run.recipe, recipe)
-    if changed:
-        raise RunError(
-            f"{run.path} holds a run of another recipe (it differs in {', '.join(changed)}). "
-            "Choose another folder with --out, or replace it with --overwrite."
-        )
+    runs.refuse_taken(run.path, recipe)
     same_encoder = run.record["encoder_sha256"] == encoders.locate(recipe.encoder.name).sha256
     if run.record["prepared"] != found.key or not same_encoder:
         raise RunError(
