@@ -54,7 +54,7 @@ def test_with_a_test_of_ones_own_all_seeds_have_it_and_ctrl_c_names_the_way_on(
 ) -> None:
     texts, labels = texts_and_labels(40, seed=5)
     test = write_csv(tmp_path / "test.csv", texts, [["neg", "pos"][number] for number in labels])
-    data = {"train_size": 40, "validation_size": 40, "test_size": 1.0, "test_source": str(test)}
+    data = {"train_size": 40, "validation_size": 40, "test_source": str(test), "test_size": 1.0}
     file = recipe_file(tmp_path, tiny_recipe(training={"epochs": 1}, data=data))
     evaluate, evaluated = pipeline.evaluate, []
 
