@@ -112,7 +112,7 @@ def frozen(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
     strength of the regression's penalty is chosen on validation.
     """
     files = encoders.locate(recipe.encoder.name)
-    encoder = _encoder(recipe, found, files)
+    encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
     model = _Features(encoder).to(where.device, where.base_dtype)
     padfree.enable(model)
@@ -140,7 +140,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
     """
     files = encoders.locate(recipe.encoder.name)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
-    model = _encoder(recipe, found, files).model
+    model = encoders.of_recipe(recipe, files, found.labels, found.task).model
     padfree.enable(model)
     settings = recipe.training.model_copy(
         update={"learning_rate": FULL_LEARNING_RATE, "lora_plus_ratio": 1.0, "report_to": [], "thresholds": "none"}
@@ -182,11 +182,6 @@ class _Features(torch.nn.Module):
         output = self.encoder(**inputs)
         pooled = output.get("pooler_output") if self.own_pooler else None
         return SequenceClassifierOutput(logits=output["last_hidden_state"][:, 0] if pooled is None else pooled)
-
-
-def _encoder(recipe: Recipe, found: Prepared, files: encoders.Files) -> encoders.Encoder:
-    settings = recipe.encoder
-    return encoders.load(files, found.labels, dropout=settings.dropout, seed=recipe.seed, pooling=settings.pooling)
 
 
 def _sides(texts: Sequence[Any]) -> list[tuple[str, ...]]:

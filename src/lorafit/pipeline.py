@@ -249,7 +249,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
-    encoder = _load(recipe, files, found)
+    encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
     model = _attach(recipe, files, encoder)
     adapter.speed_up(model, encoder.fresh, where)
     planned = training.plan(
@@ -277,18 +277,6 @@ def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
         )
 
 
-def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
-    settings = recipe.encoder
-    return encoders.load(
-        files,
-        found.labels,
-        task=found.task,
-        dropout=settings.dropout,
-        seed=recipe.seed,
-        pooling=settings.pooling,
-    )
-
-
 def _attach(recipe: Recipe, files: encoders.Files, encoder: encoders.Encoder) -> PeftModel:
     return adapter.attach(
         encoder.model,
@@ -309,7 +297,8 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
     """Return the trained model with its base as it is stored, where the adapter's start has changed it."""
     if recipe.adapter.init not in adapter.CHANGES_BASE:
         return setup.model
-    started, base = (_load(recipe, setup.files, setup.prepared) for _ in range(2))
+    labels, task = setup.prepared.labels, setup.prepared.task
+    started, base = (encoders.of_recipe(recipe, setup.files, labels, task) for _ in range(2))
     model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
     adapter.speed_up(model, base.fresh, setup.where)
     model.to(setup.where.device)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -35,6 +35,33 @@ def loss(logits: torch.Tensor, label_ids: torch.Tensor, weights: torch.Tensor | 
     if label_ids.ndim == 2:
         return binary_cross_entropy_with_logits(logits, label_ids.to(logits.dtype), pos_weight=weights)
     return cross_entropy(logits, label_ids, weight=weights)
+
+
+def losses(logits: np.ndarray, label_ids: np.ndarray, believed: np.ndarray | None = None) -> np.ndarray:
+    """Return the loss of each text in nats, fp64, whose mean `loss` is; that of several labels is the mean over them.
+
+    Args:
+        logits: (texts, labels).
+        label_ids: (texts), or (texts, labels) of 0 and 1.
+        believed: a probability of each label in the place of 0 and 1, (texts, labels).
+
+    >>> losses(np.array([[0.0, 0.0]]), np.array([1])).round(4).tolist()
+    [0.6931]
+    """
+    exact = logits.astype(np.float64)
+    true = one_hot(label_ids, logits.shape[1]) if believed is None else believed
+    if label_ids.ndim == 2:
+        return np.asarray(-(true * log_expit(exact) + (1 - true) * log_expit(-exact)).mean(axis=1))
+    return np.asarray(-(true * log_softmax(exact, axis=1)).sum(axis=1))
+
+
+def one_hot(label_ids: np.ndarray, labels: int) -> np.ndarray:
+    """Return 1 for each label that a text has and else 0, (texts, labels).
+
+    >>> one_hot(np.array([1]), 2).tolist()
+    [[0.0, 1.0]]
+    """
+    return label_ids if label_ids.ndim == 2 else np.eye(labels)[label_ids]
 
 
 def class_weights(label_ids: np.ndarray, labels: int) -> np.ndarray:
