@@ -84,7 +84,7 @@ def ours(candidate: str, shape: str, batch_size: int, texts: int) -> tuple[list[
             workload.head(train.tokens, texts),
             train.label_ids[:texts],
             settings,
-            validate=lambda *_: {"accuracy": 1.0, "loss": 0.0},
+            validate=lambda *_: {"accuracy": 1.0, "f1": 1.0, "recall": 1.0, "loss": 0.0},
             validation_label_ids=train.label_ids[:texts],
             log=lines.append,
             folder=Path(folder),

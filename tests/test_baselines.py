@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import baselines, pipeline, predict, predictions, runs, runtime
+from lorafit import baselines, checkpoints, pipeline, predict, predictions, runs, runtime
 from lorafit.errors import RecipeError
 from tests.conftest import texts_and_labels
 from tests.evaluated_runs import seeds_record
@@ -60,6 +60,16 @@ def test_texts_without_a_word_are_no_trouble() -> None:
     assert baselines.tfidf(["5 :)", "!"], np.array([1, 0]), ["!", "5"]).tolist() == [0, 1]
 
 
+def test_words_that_stand_in_one_text_each_and_texts_of_blanks_are_no_trouble() -> None:
+    texts = [f"word{number}" for number in range(1200)]
+    label_ids = np.arange(1200) % 2
+    given = baselines.tfidf(texts, label_ids, texts)
+    assert (given == label_ids).all()
+    assert baselines.tfidf([" "] * 5, np.array([0, 1, 1, 1, 0]), [" ", "good"]).tolist() == [1, 1]
+    pairs = [("good", " ") if label_id else ("bad", " ") for label_id in label_ids]
+    assert (baselines.tfidf(pairs, label_ids, pairs) == label_ids).all()
+
+
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 def test_the_frozen_encoder_is_read_as_the_head_reads_it(pooling: str, tiny_recipe: Callable[..., Any]) -> None:
     recipe = tiny_recipe(encoder={"pooling": pooling})
@@ -83,6 +93,7 @@ def test_all_weights_move_in_full_fine_tuning(tiny_recipe: Callable[..., Any], m
         return outcome
 
     monkeypatch.setattr(baselines.training, "fit", watched)
+    monkeypatch.setattr(checkpoints, "save", None)  # 0.4 GB each of the bundled encoder, for nobody
     assert (baselines.full(recipe, found, FP32) == found.test.label_ids).mean() > 0.8
     assert any("layer.0.attention.self.query" in name for name in trained[0])
     assert any("word_embeddings" in name for name in trained[0])
@@ -104,6 +115,50 @@ def test_a_baseline_asked_for_later_is_added_to_what_is_there(
     assert "frozen" in predictions.read(run.predictions).given
     pipeline.evaluate(run)
     assert run.scores["test"] == after
+
+
+def test_an_evaluation_that_is_broken_off_is_completed_by_the_next(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(shutil.copytree(trained, tmp_path / "run"))
+    before = run.scores["test"]
+    run.remove("scores.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(baselines, "tfidf", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.evaluate(run)
+    assert list(run.scores["test"]["baselines"]) == ["majority"]
+    assert not (run.path / "report.md").exists()  # the old one, of other scores
+    monkeypatch.setattr(predict.Classifier, "load", None)  # base and adapted are not asked again
+    pipeline.evaluate(run)
+    assert no_seconds(run.scores["test"]) == no_seconds(before)
+    report = (run.path / "report.md").read_text()
+    run.remove("report.md")
+    monkeypatch.setattr(baselines, "answer", None)
+    pipeline.evaluate(run)
+    assert (run.path / "report.md").read_text() == report
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def no_seconds(test: dict[str, Any]) -> dict[str, Any]:
+    return test | {"baselines": {name: found | {"seconds": 0} for name, found in test["baselines"].items()}}
+
+
+def test_what_is_damaged_is_made_anew_and_the_seeds_stay_with_their_adapter(trained: Path, tmp_path: Path) -> None:
+    run = runs.open_run(shutil.copytree(trained, tmp_path / "run"))
+    before = run.scores["test"]
+    run.write("scores.json", json.dumps(run.scores | {"seeds": seeds_record()}))
+    run.predictions.write_bytes(b"PAR1")
+    pipeline.evaluate(run)
+    assert "tfidf" in predictions.read(run.predictions).given
+    assert no_seconds(run.scores["test"]) == no_seconds(before)
+    assert run.scores["seeds"] == seeds_record()
+    run.write("scores.json", json.dumps(run.scores | {"adapter_sha256": "0" * 64}))
+    pipeline.evaluate(run)
+    assert "seeds" not in run.scores
 
 
 def test_a_baseline_that_there_is_none_of_is_refused(trained: Path) -> None:

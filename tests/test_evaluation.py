@@ -189,11 +189,22 @@ def test_a_baseline_that_is_as_good_beats_and_one_that_is_worse_does_not() -> No
     assert record["baselines"]["majority"]["mcnemar_p"] < 1e-6
 
 
+def test_where_thresholds_are_fitted_for_macro_f1_a_baseline_is_beaten_in_that() -> None:
+    label_ids = np.array([0] * 8 + [1] * 2)
+    adapted, majority = np.array([0] * 5 + [1] * 5), np.zeros(10, dtype=int)  # 0.7 against 0.8, F1 0.67 against 0.44
+    logits = np.eye(2)[adapted] * 4.0
+    test = evaluation.Test(["a"] * 10, np.arange(10), label_ids, ["x", "y"], logits, logits)
+    for thresholds, by, beaten_by in ((None, "accuracy", ["majority"]), ([0.5, 0.5], "f1", [])):
+        record = evaluation.record(replace(test, thresholds=thresholds))
+        record = evaluation.with_baseline(record, "majority", majority, adapted, label_ids, seconds=0.1)
+        assert (record["compared_by"], record["beaten_by"]) == (by, beaten_by)
+
+
 def test_150_classes_and_25000_texts_take_seconds() -> None:
     test = made_up("single_label", n=25_000, labels=150)
     start = time.perf_counter()
     given = test.given()["adapted"]
-    evaluation.score_intervals(given, test.label_ids, 150, evaluation.losses(test.adapted, test.label_ids))
+    evaluation.score_intervals(given, test.label_ids, 150, tasks.losses(test.adapted, test.label_ids))
     assert time.perf_counter() - start < 20  # 0.6 s, where no others work on the machine
 
 

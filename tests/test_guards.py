@@ -19,7 +19,7 @@ from tests.test_training import FEW, attached, fit
 
 pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 HALVES = np.array([0, 1] * 150)
-Epochs = list[tuple[float, float, float]]  # validation accuracy, validation loss, training loss
+Epochs = list[tuple[float, float, float]]  # validation accuracy (macro recall too), validation loss, training loss
 
 
 def guard_of(label_ids: np.ndarray = HALVES, **more: Any) -> Guard:
@@ -35,7 +35,7 @@ def what_is_said(guard: Guard, epochs: Epochs, moved: float = 1.0) -> list[str]:
         for number, (accuracy, loss, training_loss) in enumerate(epochs, start=1):
             for step in (2 * number - 1, 2 * number):
                 guard.look_at_step(step, {"loss": training_loss, "grad_norm": 1.0})
-            guard.look(model, {"accuracy": accuracy, "loss": loss}, number)
+            guard.look(model, {"accuracy": accuracy, "recall": accuracy, "loss": loss}, number)
     return [str(warning.message) for warning in said]
 
 
@@ -81,6 +81,44 @@ def test_chance_is_the_commonest_label_or_set_of_labels_and_is_said_once() -> No
     assert what_is_said(guard_of(sets), at_chance) == []
     (said,) = what_is_said(guard_of(sets), [(0.29, 0.7, 0.7)] * 2)
     assert "no better than guessing the commonest set of labels" in said
+
+
+def test_of_unbalanced_labels_a_majority_guess_is_chance_and_rare_ones_found_are_not() -> None:
+    rare = np.array([0] * 297 + [1] * 3)  # 1%
+    model = torch.nn.Linear(2, 1, bias=False)
+    for accuracy, recall in ((1.0, 1.0), (0.9967, 0.833), (0.99, 0.995)):
+        guard_of(rare).look(model, {"accuracy": accuracy, "recall": recall, "loss": 0.1}, 1)
+    with pytest.warns(LorafitWarning, match="validation accuracy is 0.990, no better than guessing the commonest"):
+        guard_of(rare).look(model, {"accuracy": 0.99, "recall": 0.5, "loss": 0.1}, 1)
+    none = np.array([[0, 0]] * 297 + [[0, 1]] * 3)  # sets of labels: of those, accuracy tells
+    guard_of(none).look(model, {"accuracy": 1.0, "recall": 1.0, "loss": 0.1}, 1)
+    with pytest.warns(LorafitWarning, match="guessing the commonest set of labels"):
+        guard_of(none).look(model, {"accuracy": 0.99, "recall": 0.0, "loss": 0.1}, 1)
+
+
+def test_a_higher_rate_is_the_advice_only_where_the_rate_is_low() -> None:
+    at_chance = [(0.5, 0.7, 0.7)]
+    (low,) = what_is_said(guard_of(learning_rate=2e-4), at_chance)
+    assert low.endswith("LoRA often needs a higher training.learning_rate (about 0.001); check the labels too.")
+    (high,) = what_is_said(guard_of(learning_rate=5e-3), at_chance)
+    assert high.endswith("Try another training.learning_rate (it is 0.005); check the labels too.")
+
+
+def test_a_resumed_training_counts_on_and_says_nothing_twice(tiny: Path, tmp_path: Path) -> None:
+    accuracies = [0.5, 0.55, 0.95, 0.6, 0.6, 0.6]  # at chance in the first epoch; then three below the best
+    settings = FEW.model_copy(update={"epochs": 5})
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line["step"] == 14:  # the second of the fourth epoch
+            raise KeyboardInterrupt
+
+    with pytest.warns(LorafitWarning) as before, pytest.raises(KeyboardInterrupt):
+        fit(*attached(tiny), tmp_path, settings, accuracies=accuracies, log=interrupt)
+    resume = checkpoints.last(tmp_path)
+    with pytest.warns(LorafitWarning) as after:
+        fit(*attached(tiny), tmp_path, settings, accuracies=accuracies[4:], resume=resume)
+    said = [[str(one.message) for one in of if one.category is LorafitWarning] for of in (before, after)]
+    assert [[one.partition(" validation")[0] for one in of] for of in said] == [["After epoch 1"], ["After epoch 5"]]
 
 
 def test_weights_that_do_not_move_are_said_once() -> None:

@@ -84,6 +84,20 @@ def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
         assert recipe.load(tmp_path / "x.toml") == made
 
 
+def test_a_test_of_its_own_is_taken_whole_unless_the_recipe_says_how_much_of_it(tmp_path: Path) -> None:
+    own = {"data": {"test_source": "test.csv"}}
+    assert recipe.from_values(own).data.test_size == 1.0
+    assert recipe.from_values({}, ("data.test_source=test.csv",)).data.test_size == 1.0
+    assert recipe.from_values({}).data.test_size == 0.15
+    for size in (0.15, 300):
+        assert recipe.from_values(own, (f"data.test_size={size}",)).data.test_size == size
+    made = recipe.from_values(own)
+    (tmp_path / "x.toml").write_text(recipe.to_toml(made), encoding="utf-8")
+    assert recipe.load(tmp_path / "x.toml").data == made.data
+    earlier = recipe.from_values(own).model_dump() | {"data": recipe.Data(test_size=0.15).model_dump() | own["data"]}
+    assert recipe.from_values(earlier).data.test_size == 0.15  # as run.json has it
+
+
 def test_project_a_stands_to_the_letter() -> None:
     made = recipe.load(ROOT / "recipes" / "imdb-bert-base-cased.toml")
     assert made.adapter == recipe.Adapter(rank=1, alpha=1, dropout=0.1, targets=["query", "value"])

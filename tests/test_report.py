@@ -49,7 +49,9 @@ def scores_of(**changes: Any) -> dict[str, Any]:
     test = {
         "n": 2000,
         "task": "single_label",
-        "adapted": {"accuracy": 0.871, "accuracy_interval": [0.8556, 0.8850]},
+        "base": {"accuracy": 0.514, "f1": 0.34},
+        "adapted": {"accuracy": 0.871, "accuracy_interval": [0.8556, 0.8850], "f1": 0.8, "f1_interval": [0.78, 0.82]},
+        "compared_by": "accuracy",
         "improvement_points": 35.7,
         "mcnemar_p": 1e-90,
         "baselines": {
@@ -77,7 +79,21 @@ def test_the_verdict_begins_with_what_lora_does_not_beat() -> None:
     assert "1.1 points below full fine-tuning (McNemar’s p = 0.210, which chance may explain)" in said
     assert "level with TF-IDF with logistic regression (p = 1.000)" in said
     assert "35.7 above its base (p < 0.001)" in said
-    assert report.verdict(scores_of(improvement_points=-2.0)).startswith("LoRA does not beat its base: it reaches")
+    ahead = {"accuracy": 0.891}
+    assert report.verdict(scores_of(base=ahead)).startswith("LoRA does not beat its base: it reaches")
+
+
+def test_where_thresholds_are_fitted_for_macro_f1_the_verdict_is_by_that() -> None:
+    full = {"accuracy": 0.9, "f1": 0.79, "mcnemar_p": 0.01}
+    tfidf = {"accuracy": 0.852, "f1": 0.81, "mcnemar_p": 0.0312}
+    scores = scores_of(task="multi_label", compared_by="f1", baselines={"tfidf": tfidf, "full": full})
+    assert report.verdict(scores) == (
+        "LoRA does not beat TF-IDF with logistic regression: it reaches a macro F1 of 0.800 (95% interval 0.780 to "
+        "0.820) on 2,000 test texts: 1.0 points below TF-IDF with logistic regression, 46.0 above its base and 1.0 "
+        "above full fine-tuning."
+    )
+    said = report.verdict(scores | {"seeds": made.seeds_record()})
+    assert "it reaches a macro F1 of 0.871 ± 0.004 (mean ± standard deviation of 3 seeds); with seed 0, 0.800" in said
 
 
 def test_a_gain_that_chance_may_explain_is_said_to_be_one() -> None:

@@ -1,5 +1,6 @@
 """The training repeated with other seeds: whole runs, found again, gone on with, and one result of them all."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
@@ -7,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lorafit import runs, seeds
+from lorafit import pipeline, runs, seeds
 from lorafit.errors import RecipeError
+from tests.conftest import texts_and_labels, write_csv
 from tests.test_cli import recipe_file, refused
 
 pytestmark = pytest.mark.usefixtures("proved_in_this_process")
@@ -45,6 +47,52 @@ def test_seeds_are_whole_runs_and_the_first_holds_what_they_say_together(
     assert "Going on from" in again.err
     assert runs.open_run("all/first-seed-4").finished
     assert [one["accuracy"] for one in first.scores["seeds"]["runs"]] == accuracies
+
+
+def test_with_a_test_of_ones_own_all_seeds_have_it_and_ctrl_c_names_the_way_on(
+    cli: Any, tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, labels = texts_and_labels(40, seed=5)
+    test = write_csv(tmp_path / "test.csv", texts, [["neg", "pos"][number] for number in labels])
+    data = {"train_size": 40, "validation_size": 40, "test_source": str(test), "test_size": 1.0}
+    file = recipe_file(tmp_path, tiny_recipe(training={"epochs": 1}, data=data))
+    evaluate, evaluated = pipeline.evaluate, []
+
+    def broken_off(run: runs.Run) -> None:
+        evaluated.append(run)
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+        evaluate(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate", broken_off)
+        said = cli("train", file, "--seeds", 2, "--overwrite")
+    assert said.code == 130
+    assert "for all 2 seeds repeat the same command, with --seeds 2, without --overwrite" in said.err
+    said = cli("train", file, "--seeds", 2)
+    assert said.code == 0, said.err
+    note = "Each seed has the same test, but its own validation split, head and order of the texts."
+    assert runs.open_run("runs/tiny").scores["seeds"]["note"] == note
+    assert note in said.out
+    assert note in Path("runs/tiny/report.md").read_text()
+
+
+def test_all_folders_are_looked_at_before_the_first_training(
+    trained: Path, cli: Any, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = recipe_file(tmp_path, tiny_recipe())
+    shutil.copytree(trained, "runs/tiny-seed-2")
+    said = refused(cli("train", file, "--seeds", 3))
+    assert "runs/tiny-seed-2 holds a run of another recipe (it differs in seed, training.epochs)" in said
+    assert not Path("runs/tiny").exists()
+    shutil.rmtree("runs")
+    Path("runs/tiny-seed-1").mkdir(parents=True)
+    Path("runs/tiny-seed-1/mine.txt").touch()
+    assert "holds files that are no run" in refused(cli("train", file, "--seeds", 3, "--overwrite"))
+    assert not Path("runs/tiny").exists()
+    for nameless in (".", ".."):
+        said = refused(cli("train", file, "--seeds", 2, "--out", nameless))
+        assert f"--out is {nameless}, which is no name: the other seeds' runs lie beside it" in said
 
 
 def test_seeds_that_make_no_sense_are_refused(cli: Any, tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:

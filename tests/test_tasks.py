@@ -30,6 +30,7 @@ def test_class_weights_of_many_labels_balance_having_against_lacking() -> None:
     label_ids = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
     assert tasks.class_weights(label_ids, 3).tolist() == pytest.approx([1 / 3, 3.0, 1.0])
     assert tasks.class_weights(np.array([0, 0, 2]), 3)[1] == 1.0  # nobody has it
+    assert tasks.class_weights(np.array([[1, 0], [1, 1]]), 2).tolist() == [1.0, 1.0]  # with 0 its loss would vanish
 
 
 def test_labels_are_given_by_threshold_where_there_are_thresholds() -> None:

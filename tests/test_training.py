@@ -32,9 +32,8 @@ def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: An
 
     def validate(model: Any, on_batch: Any) -> dict[str, float]:
         accuracy = next(accuracies, 1.0)
-        return {"accuracy": accuracy if isinstance(accuracy, float) else accuracy[0], "loss": 1.0} | (
-            {} if isinstance(accuracy, float) else {"loss": accuracy[1]}
-        )
+        accuracy, loss = accuracy if isinstance(accuracy, tuple) else (accuracy, 1.0)
+        return {"accuracy": accuracy, "f1": 1 - accuracy, "recall": accuracy, "loss": loss}
 
     return training.fit(
         model,
@@ -113,14 +112,17 @@ def test_the_order_is_a_pure_function_of_seed_epoch_and_lengths(by_length: bool)
 
 
 @pytest.mark.parametrize(
-    ("scores", "best"),
+    ("select_by", "scores", "best"),
     [
-        ([(0.7, 1.0), (0.9, 1.0), (0.8, 0.1)], 2),  # accuracy first
-        ([(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),  # then the lower loss
-        ([(0.9, 0.5), (0.9, 0.5), (0.8, 0.1)], 1),  # then the earlier one
+        ("accuracy", [(0.7, 1.0), (0.9, 1.0), (0.8, 0.1)], 2),  # accuracy first
+        ("accuracy", [(0.9, 1.0), (0.9, 0.5), (0.9, 0.7)], 2),  # then the lower loss
+        ("accuracy", [(0.9, 0.5), (0.9, 0.5), (0.8, 0.1)], 1),  # then the earlier one
+        ("f1", [(0.8, 1.0), (0.9, 0.1), (0.7, 1.0)], 3),  # F1, which falls here where accuracy rises
     ],
 )
-def test_the_best_epoch_is_what_stays(scores: list[tuple[float, float]], best: int, tiny: Path, tmp_path: Path) -> None:
+def test_the_best_epoch_is_what_stays(
+    select_by: str, scores: list[tuple[float, float]], best: int, tiny: Path, tmp_path: Path
+) -> None:
     model, tokenizer = attached(tiny)
     seen: list[dict[str, torch.Tensor]] = []
     given = iter([(0.5, 1.0), *scores])
@@ -128,9 +130,10 @@ def test_the_best_epoch_is_what_stays(scores: list[tuple[float, float]], best: i
     def validate(model: Any, on_batch: Any) -> dict[str, float]:
         seen.append(adapter.trained_weights(model))
         accuracy, loss = next(given)
-        return {"accuracy": accuracy, "loss": loss}
+        return {"accuracy": accuracy, "f1": 1 - accuracy, "recall": accuracy, "loss": loss}
 
-    outcome = fit(model, tokenizer, tmp_path, FEW.model_copy(update={"epochs": 3}), validate=validate)
+    settings = FEW.model_copy(update={"epochs": 3, "select_by": select_by})
+    outcome = fit(model, tokenizer, tmp_path, settings, validate=validate)
     assert outcome.best_epoch == best
     now = adapter.trained_weights(model)
     assert all(torch.equal(now[name], seen[best][name]) for name in now)
@@ -141,6 +144,9 @@ def test_early_stopping_stops_after_epochs_without_gain(tiny: Path, tmp_path: Pa
     settings = FEW.model_copy(update={"epochs": 9, "early_stopping": 2})
     outcome = fit(model, tokenizer, tmp_path, settings, accuracies=[0.5, 0.9, 0.8, 0.8, 0.8, 0.95])
     assert (outcome.steps, outcome.best_epoch) == (3 * 4, 1)
+    settings = settings.model_copy(update={"select_by": "f1"})  # of which the gain comes later
+    outcome = fit(*attached(tiny), tmp_path / "f1", settings, accuracies=[0.5, 0.9, 0.95, 0.8, 0.85, 0.9, 0.7])
+    assert (outcome.steps, outcome.best_epoch) == (5 * 4, 3)
 
 
 def test_ctrl_c_in_the_last_validation_is_not_lost(tiny: Path, tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_ctrl_c_in_the_last_validation_is_not_lost(tiny: Path, tmp_path: Path) -
         seen.append(len(seen))
         if len(seen) == 2:
             signal.raise_signal(signal.SIGINT)
-        return {"accuracy": 0.9, "loss": 0.5}
+        return {"accuracy": 0.9, "f1": 0.9, "recall": 0.9, "loss": 0.5}
 
     with pytest.raises(KeyboardInterrupt):
         fit(model, tokenizer, tmp_path, FEW.model_copy(update={"epochs": 1}), validate=validate)
@@ -261,7 +267,7 @@ def test_a_run_whose_data_has_changed_is_neither_resumed_nor_scored(
     with pytest.raises(RunError, match="was trained on other data under the same name"):
         pipeline.train(run.recipe, tmp_path / "run")
     assert pipeline.evaluate(run).n == 40  # the prepared data is still there
-    (run.path / "report.md").unlink()
+    run.predictions.unlink()
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(RunError, match="The data of .* has changed since it was started"):
         pipeline.evaluate(run)

@@ -30,41 +30,44 @@ def assess(run: Run, data_of: Callable[[Run], Prepared], asked: Sequence[str] = 
     baselines.refuse_unknown(asked)
     _refuse_unfinished(run)
     weights = sha256_of(run.adapter / checks.WEIGHTS)
-    wanted = list(dict.fromkeys([*baselines.ALWAYS, *asked]))
-    scores = run.scores
-    if scores is not None and _is_complete(run, scores, weights):
-        missing = [name for name in wanted if name not in scores["test"]["baselines"]]
-        if not missing:
-            say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
-            return dict(scores["test"])
-        wanted = missing
-    else:
-        scores = None
+    wanted = dict.fromkeys([*baselines.ALWAYS, *asked])
+    known = _found(run, weights)
+    missing = [name for name in wanted if known is None or name not in known[0]["test"]["baselines"]]
+    if known is not None and not missing and report.is_whole(run):
+        say(f"Evaluated already; the scores stand in {run.path / 'scores.json'}.")
+        return dict(known[0]["test"])
     with run.locked():
-        found = data_of(run)
-        if scores is None:
-            test, answers = _asked(run, found)
-            scores = {"adapter_sha256": weights, "test": test}
-        else:
-            answers = predictions.read(run.predictions)
-        for name in wanted:
-            scores["test"] = _with_baseline(name, scores["test"], run, found, answers)
-        predictions.write(run.predictions, answers)
-        write(run, scores)
-    return dict(scores["test"])
+        if known is None or missing:
+            found = data_of(run)
+            known = known or _ask(run, found, weights)
+            for name in missing:
+                _add_baseline(name, run, found, *known)
+        write(run, known[0])
+    return dict(known[0]["test"])
 
 
 def write(run: Run, scores: dict[str, Any]) -> None:
-    """Write `scores.json`, and what is made of it: the report and the model card.
+    """Write `scores.json`, and what is made of it: the model card, and last the report.
 
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    run.write("scores.json", json.dumps(scores, indent=2, allow_nan=False) + "\n")
-    report.write(run)
+    _write_scores(run, scores)
     made = checks.check(run.adapter)
     if made is not None:
         card.write(run.adapter, made, scores["test"])
+    report.write(run)
+
+
+def _keep(run: Run, scores: dict[str, Any], answers: Predictions) -> None:
+    """Write what is there so far: whatever ends this evaluation, the next one goes on from it."""
+    predictions.write(run.predictions, answers)
+    _write_scores(run, scores)
+
+
+def _write_scores(run: Run, scores: dict[str, Any]) -> None:
+    report.remove(run)  # it is not of these scores
+    run.write("scores.json", json.dumps(scores, indent=2, allow_nan=False) + "\n")
 
 
 def _refuse_unfinished(run: Run) -> None:
@@ -74,14 +77,19 @@ def _refuse_unfinished(run: Run) -> None:
         raise RunError(f"{run.path} is finished, but its adapter is gone. Train it anew with --overwrite.")
 
 
-def _is_complete(run: Run, scores: dict[str, Any], weights: str) -> bool:
-    """Tell whether these scores are of this adapter, by this version, and all that belongs to them is there."""
-    there = run.predictions.is_file() and (run.path / "report.md").is_file()
-    return there and scores.get("adapter_sha256") == weights and "test_sha256" in scores.get("test", {})
+def _found(run: Run, weights: str) -> tuple[dict[str, Any], Predictions] | None:
+    """Return scores and answers of this adapter, by this version, or None; with a damaged half, both are made anew."""
+    scores = run.scores
+    if scores is None or scores.get("adapter_sha256") != weights or "compared_by" not in scores.get("test", {}):
+        return None
+    try:
+        return scores, predictions.read(run.predictions)
+    except RunError:
+        return None
 
 
-def _asked(run: Run, found: Prepared) -> tuple[dict[str, Any], Predictions]:
-    """Ask base and adapted about the test texts; returns the record and the answers."""
+def _ask(run: Run, found: Prepared, weights: str) -> tuple[dict[str, Any], Predictions]:
+    """Return scores and answers of base and adapted; seeds that the same adapter stood for stay."""
     classifier = predict.Classifier.load(
         run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
     )
@@ -98,18 +106,21 @@ def _asked(run: Run, found: Prepared) -> tuple[dict[str, Any], Predictions]:
     )
     task = tasks.task_of(test.label_ids)
     probabilities = {who: tasks.probabilities(getattr(test, who), task) for who in ("base", "adapted")}
-    return evaluation.record(test), Predictions(test.label_ids, test.given(), probabilities)
+    earlier = run.scores or {}
+    seeds = {"seeds": earlier["seeds"]} if "seeds" in earlier and earlier.get("adapter_sha256") == weights else {}
+    scores = {"adapter_sha256": weights, "test": evaluation.record(test)} | seeds
+    answers = Predictions(test.label_ids, test.given(), probabilities)
+    _keep(run, scores, answers)
+    return scores, answers
 
 
-def _with_baseline(name: str, test: dict[str, Any], run: Run, found: Prepared, answers: Predictions) -> dict[str, Any]:
-    """Return the record with one baseline more, whose answers are kept too."""
+def _add_baseline(name: str, run: Run, found: Prepared, scores: dict[str, Any], answers: Predictions) -> None:
     say(f"Baseline: {baselines.DESCRIBED[name]} ...")
     start = time.perf_counter()
-    answers.given[name] = baselines.answer(name, run.recipe, found, _where(run))
-    seconds = time.perf_counter() - start
-    return evaluation.with_baseline(
-        test, name, answers.given[name], answers.given["adapted"], answers.label_ids, seconds
-    )
+    given = answers.given[name] = baselines.answer(name, run.recipe, found, _where(run))
+    seconds, adapted = time.perf_counter() - start, answers.given["adapted"]
+    scores["test"] = evaluation.with_baseline(scores["test"], name, given, adapted, answers.label_ids, seconds)
+    _keep(run, scores, answers)
 
 
 def _where(run: Run) -> Runtime:

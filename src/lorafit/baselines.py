@@ -4,10 +4,9 @@ Each returns label ids for the test texts, in the form of those it was trained w
 every evaluation; "frozen" and "full" are made on request.
 """
 
-import tempfile
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -113,7 +112,7 @@ def frozen(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
     strength of the regression's penalty is chosen on validation.
     """
     files = encoders.locate(recipe.encoder.name)
-    encoder = _encoder(recipe, found, files)
+    encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
     model = _Features(encoder).to(where.device, where.base_dtype)
     padfree.enable(model)
@@ -141,7 +140,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
     """
     files = encoders.locate(recipe.encoder.name)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
-    model = _encoder(recipe, found, files).model
+    model = encoders.of_recipe(recipe, files, found.labels, found.task).model
     padfree.enable(model)
     settings = recipe.training.model_copy(
         update={"learning_rate": FULL_LEARNING_RATE, "lora_plus_ratio": 1.0, "report_to": [], "thresholds": "none"}
@@ -149,10 +148,9 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
 
     def validate(trained: torch.nn.Module, on_batch: training.OnBatch) -> dict[str, float]:
         logits = predict.logits(trained, found.validation.tokens, pad_id, where, "Validating", on_batch)
-        scores = evaluation.score(logits, found.validation.label_ids)
-        return {"accuracy": scores.accuracy, "loss": scores.loss}
+        return asdict(evaluation.score(logits, found.validation.label_ids))
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", LorafitWarning)  # the guards speak of what LoRA needs
         training.fit(
             model,
@@ -162,7 +160,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
             validate=validate,
             validation_label_ids=found.validation.label_ids,
             log=lambda _line: None,
-            folder=Path(folder),
+            folder=None,
             pad_id=pad_id,
             where=where,
             seed=recipe.seed,
@@ -186,24 +184,25 @@ class _Features(torch.nn.Module):
         return SequenceClassifierOutput(logits=output["last_hidden_state"][:, 0] if pooled is None else pooled)
 
 
-def _encoder(recipe: Recipe, found: Prepared, files: encoders.Files) -> encoders.Encoder:
-    settings = recipe.encoder
-    return encoders.load(files, found.labels, dropout=settings.dropout, seed=recipe.seed, pooling=settings.pooling)
-
-
 def _sides(texts: Sequence[Any]) -> list[tuple[str, ...]]:
     """Return all first and all second texts of pairs; of single texts, one side."""
     return [tuple(texts)] if isinstance(texts[0], str) else list(zip(*texts, strict=True))
 
 
 def _features(texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any]:
-    vectorizer = TfidfVectorizer(
-        ngram_range=(1, 2),
-        sublinear_tf=True,
-        min_df=2 if len(texts) >= _TEXTS_FOR_RARE_WORDS else 1,
-        token_pattern=r"\w+|[^\w\s]",  # scikit-learn's own finds no word in "5 :)"
-    )
-    return vectorizer.fit_transform(texts), vectorizer.transform(test_texts)
+    """Return TF-IDF of both, (texts, words); of training texts that hold no word at all, one column of zeros."""
+    for fewest_texts in (2, 1) if len(texts) >= _TEXTS_FOR_RARE_WORDS else (1,):
+        vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2),
+            sublinear_tf=True,
+            min_df=fewest_texts,
+            token_pattern=r"\w+|[^\w\s]",  # scikit-learn's own finds no word in "5 :)"
+        )
+        try:
+            return vectorizer.fit_transform(texts), vectorizer.transform(test_texts)
+        except ValueError:  # no word stands in as many texts
+            continue
+    return csr_array((len(texts), 1)), csr_array((len(test_texts), 1))
 
 
 def _regression(inverse_strength: float, balanced: bool) -> LogisticRegression:

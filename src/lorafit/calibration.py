@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_expit, log_softmax
 
 from lorafit import tasks
 
@@ -48,8 +47,8 @@ def fit(logits: np.ndarray, label_ids: np.ndarray, *, thresholds: bool = False) 
     return Calibration(
         temperature,
         fit_thresholds(tasks.probabilities(cooled, tasks.task_of(label_ids)), label_ids) if thresholds else None,
-        _loss(logits, _one_hot(logits, label_ids), label_ids),
-        _loss(cooled, _one_hot(logits, label_ids), label_ids),
+        float(tasks.losses(logits, label_ids).mean()),
+        float(tasks.losses(cooled, label_ids).mean()),
     )
 
 
@@ -69,30 +68,18 @@ def fit_temperature(logits: np.ndarray, label_ids: np.ndarray) -> float:
     True
     """
     doubt = 1 / (label_ids.size + 2)
-    true = _one_hot(logits, label_ids)
+    true = tasks.one_hot(label_ids, logits.shape[1])
     others = 1 if label_ids.ndim == 2 else logits.shape[1] - 1
     believed = true * (1 - doubt) + (1 - true) * doubt / others
     found = minimize_scalar(
-        lambda log_t: _loss(logits / math.exp(log_t), believed, label_ids),
+        lambda log_t: tasks.losses(logits / math.exp(log_t), label_ids, believed).mean(),
         bounds=(math.log(COLDEST), math.log(HOTTEST)),
         method="bounded",
         options={"xatol": 1e-6},
     )
     temperature = round(math.exp(float(found.x)), 6)
-    return temperature if _loss(logits / temperature, true, label_ids) < _loss(logits, true, label_ids) else 1.0
-
-
-def _one_hot(logits: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
-    """Return 1 for each label that a text has and else 0, (texts, labels)."""
-    return label_ids if label_ids.ndim == 2 else np.eye(logits.shape[1])[label_ids]
-
-
-def _loss(logits: np.ndarray, believed: np.ndarray, label_ids: np.ndarray) -> float:
-    """Return the loss that `tasks.loss` is, for a probability of each label in the place of label ids."""
-    exact = logits.astype(np.float64)
-    if label_ids.ndim == 2:
-        return float(-(believed * log_expit(exact) + (1 - believed) * log_expit(-exact)).mean())
-    return float(-(believed * log_softmax(exact, axis=1)).sum(axis=1).mean())
+    before, after = (tasks.losses(cooled, label_ids).mean() for cooled in (logits, logits / temperature))
+    return temperature if after < before else 1.0
 
 
 def reliability(probabilities: np.ndarray, label_ids: np.ndarray, bins: int = 15) -> list[dict[str, float]]:

@@ -23,6 +23,7 @@ from lorafit.errors import EncoderError, StorageError
 from lorafit.files import sha256_of, write_text
 from lorafit.manifest import Pooling, Shape, Task
 from lorafit.pooling import read_the_mean
+from lorafit.recipe import Recipe
 from lorafit.runtime import cache_dir
 
 _FILES = [
@@ -196,6 +197,15 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     described |= {"truncation": None, "padding": None}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def of_recipe(recipe: Recipe, files: Files, labels: list[str], task: Task) -> Encoder:
+    """Return the encoder that a recipe asks for, with a fresh head: see `load`.
+
+    >>> of_recipe(recipe, locate(recipe.encoder.name), ["neg", "pos"], "single_label").fresh
+    """
+    wanted = recipe.encoder
+    return load(files, labels, task=task, dropout=wanted.dropout, seed=recipe.seed, pooling=wanted.pooling)
 
 
 def load(

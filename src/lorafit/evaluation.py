@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, hstack
-from scipy.special import log_softmax
 
 from lorafit import breakdown, calibration, intervals, tasks
 from lorafit.intervals import Interval
@@ -69,7 +68,8 @@ class Comparison:
 
     `improvement_points` are percentage points of accuracy; `relative_improvement` is a share of the base's accuracy,
     None where the base got nothing right. `mcnemar_p` is how likely luck alone is. `baselines` holds the accuracy of
-    each, `beaten_by` names those that the adapted model does not beat.
+    each, `beaten_by` names those that the adapted model does not beat: in accuracy, or where thresholds were fitted for
+    macro F1, in that.
     """
 
     n: int
@@ -110,7 +110,7 @@ def score(logits: np.ndarray, label_ids: np.ndarray, thresholds: Sequence[float]
     """
     task = tasks.task_of(label_ids)
     given = tasks.decide(tasks.probabilities(logits, task), task, thresholds)
-    sums = _per_text(given, label_ids, logits.shape[1], losses(logits, label_ids)).sum(axis=0)
+    sums = _per_text(given, label_ids, logits.shape[1], tasks.losses(logits, label_ids)).sum(axis=0)
     return Scores(*map(float, _scores_of(sums[None], len(given))[0]))
 
 
@@ -138,14 +138,6 @@ def score_intervals(
     return found
 
 
-def losses(logits: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
-    """Return the loss of each text in nats; that of several labels is the mean over them."""
-    exact = logits.astype(np.float64)
-    if label_ids.ndim == 2:
-        return np.asarray((np.logaddexp(0, exact) - exact * label_ids).mean(axis=1))
-    return np.asarray(-log_softmax(exact, axis=1)[np.arange(len(exact)), label_ids])
-
-
 def right(given: np.ndarray, label_ids: np.ndarray) -> np.ndarray:
     """Return whether each text was given its label, or all of its labels and no other, bool."""
     same = given == label_ids
@@ -167,6 +159,7 @@ def record(test: Test) -> dict[str, Any]:
         | gain(given["base"], given["adapted"], test.label_ids)
         | {
             "baselines": {},
+            "compared_by": "accuracy" if test.thresholds is None else "f1",  # that which thresholds are fitted for
             "beaten_by": [],
             "calibration": {
                 "temperature": test.temperature,
@@ -230,7 +223,8 @@ def with_baseline(
         "seconds": round(seconds, 2),
     }
     baselines = test["baselines"] | {name: baseline}
-    beaten_by = [name for name, found in baselines.items() if found["accuracy"] >= test["adapted"]["accuracy"]]
+    by = test["compared_by"]
+    beaten_by = [name for name, found in baselines.items() if found[by] >= test["adapted"][by]]
     return test | {"baselines": baselines, "beaten_by": beaten_by}
 
 
@@ -238,7 +232,7 @@ def _measured(
     logits: np.ndarray, given: np.ndarray, test: Test, thresholds: Sequence[float] | None
 ) -> dict[str, float | Interval]:
     found: dict[str, float | Interval] = asdict(score(logits, test.label_ids, thresholds))
-    limits = score_intervals(given, test.label_ids, len(test.labels), losses(logits, test.label_ids))
+    limits = score_intervals(given, test.label_ids, len(test.labels), tasks.losses(logits, test.label_ids))
     return found | {f"{name}_interval": interval for name, interval in limits.items()}
 
 
@@ -247,7 +241,7 @@ def _per_text(given: np.ndarray, label_ids: np.ndarray, labels: int, loss: np.nd
 
     For each label whether it was given rightly, whether it was given, whether it is true; then right and loss.
     """
-    was_given, is_true = _one_hot(given, labels), _one_hot(label_ids, labels)
+    was_given, is_true = (csr_array(tasks.one_hot(ids, labels)) for ids in (given, label_ids))
     right_and_loss = np.column_stack([right(given, label_ids), loss])
     return csr_array(hstack([was_given * is_true, was_given, is_true, csr_array(right_and_loss)]))
 
@@ -263,10 +257,3 @@ def _scores_of(sums: np.ndarray, n: int) -> np.ndarray:
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0))
-
-
-def _one_hot(label_ids: np.ndarray, labels: int) -> csr_array:
-    if label_ids.ndim == 2:
-        return csr_array(label_ids.astype(np.float64))
-    rows = np.arange(len(label_ids))
-    return csr_array((np.ones(len(rows)), (rows, label_ids)), shape=(len(rows), labels))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lorafit import adapter, checkpoints
+from lorafit.checkpoints import State
 from lorafit.errors import LorafitWarning, RunError
 
 # Rates of AdamW for LoRA. bert-base on IMDB stays at chance (49.3%) with 2e-5, a usual rate of full fine-tuning, and
@@ -37,16 +38,16 @@ def look_at_rate(learning_rate: float, lora_plus_ratio: float = 1.0) -> None:
         _warn(f"{name} is {rate:g}: above {HIGHEST_RATE:g} LoRA seldom learns, and often diverges. Try {USUAL_RATE:g}.")
 
 
-def diverged(fault: str, learning_rate: float, folder: Path) -> RunError:
+def diverged(fault: str, learning_rate: float, folder: Path | None) -> RunError:
     """Return the error that ends a training whose numbers are none any more, and names the best weights there are.
 
     Args:
         fault: what was found.
         learning_rate: of the recipe.
-        folder: of the checkpoints.
+        folder: of the checkpoints; None: there are none.
     """
     advice = f"Lower training.learning_rate (it is {learning_rate:g}) and train anew."
-    last = checkpoints.last(folder)
+    last = checkpoints.last(folder) if folder else None
     best = checkpoints.load(last)[0]["best"].facts["epoch"] if last else 0
     kept = f" The best weights so far, of epoch {best}, are kept in {last}." if best else ""
     return RunError(f"Training has diverged: {fault}. {advice}{kept}")
@@ -66,7 +67,7 @@ class Guard:
         start: the weights before training.
         learning_rate: of the recipe.
         stops_early: the recipe ends a training that gains nothing, so that it need not be said.
-        folder: of the checkpoints.
+        folder: of the checkpoints; None: there are none.
     """
 
     def __init__(
@@ -76,17 +77,26 @@ class Guard:
         *,
         learning_rate: float,
         stops_early: bool,
-        folder: Path,
+        folder: Path | None,
     ) -> None:
         self._texts = len(label_ids)
-        commonest = np.unique(label_ids, axis=0, return_counts=True)[1].max() / self._texts
-        # Two standard errors above always guessing the commonest: less is within luck.
-        self._chance = commonest + 2 * math.sqrt(commonest * (1 - commonest) / self._texts)
+        self._chance = _chance(label_ids)
         self._guess = "commonest label" if label_ids.ndim == 1 else "commonest set of labels"
         self._start, self._learning_rate, self._folder = start, learning_rate, folder
-        self._losses: list[float] = []  # of the steps of this epoch
+        self._loss_sum, self._steps = 0.0, 0  # of this epoch
         self._epochs: list[_Epoch] = []
         self._stops_early, self._said = stops_early, set[str]()
+
+    def state(self) -> State:
+        """Return what a checkpoint keeps of it: what was seen, and what was said."""
+        seen = {"epochs": self._epochs, "loss_sum": self._loss_sum, "steps": self._steps}
+        return State({}, seen | {"said": sorted(self._said)})
+
+    def remember(self, state: State) -> None:
+        """Go on from what a checkpoint kept."""
+        self._epochs = [_Epoch(*epoch) for epoch in state.facts["epochs"]]
+        self._loss_sum, self._steps = state.facts["loss_sum"], state.facts["steps"]
+        self._said = set(state.facts["said"])
 
     def look_at_step(self, step: int, logs: Mapping[str, float]) -> None:
         """Stop a training whose loss or gradient is not a number: its weights are none either, or soon.
@@ -97,22 +107,22 @@ class Guard:
         for name, what in {"loss": "loss", "grad_norm": "gradient"}.items():
             if not math.isfinite(logs.get(name, 0.0)):
                 raise diverged(f"the {what} of step {step} is not a number", self._learning_rate, self._folder)
-        self._losses.append(logs["loss"])
+        self._loss_sum, self._steps = self._loss_sum + logs["loss"], self._steps + 1
 
     def look(self, model: torch.nn.Module, scores: Mapping[str, float], epoch: int) -> None:
-        """Warn if no trainable weight has moved, accuracy is still at chance, or validation gets worse and worse."""
-        self._epochs.append(_Epoch(scores["accuracy"], scores["loss"], float(np.mean(self._losses or [math.nan]))))
-        self._losses = []
+        """Warn if no trainable weight has moved, answers are still at chance, or validation gets worse and worse."""
+        training_loss = self._loss_sum / self._steps if self._steps else math.nan
+        self._epochs.append(_Epoch(scores["accuracy"], scores["loss"], training_loss))
+        self._loss_sum, self._steps = 0.0, 0
         if self._moved(model) < SMALLEST_MOVE:
             self._once(
                 "moves", f"After epoch {epoch} no trainable weight has moved. Is training.learning_rate too small?"
             )
-        elif scores["accuracy"] <= self._chance:
+        elif all(scores[name] <= limit for name, limit in self._chance.items()):
             self._once(
                 "chance",
                 f"After epoch {epoch} validation accuracy is {scores['accuracy']:.3f}, no better than guessing the "
-                f"{self._guess}. LoRA often needs a higher training.learning_rate (about {USUAL_RATE:g}); check the "
-                "labels too.",
+                f"{self._guess}. {self._another_rate()}; check the labels too.",
             )
         if what := self._what_gets_worse():
             self._once(
@@ -120,6 +130,11 @@ class Guard:
                 f"After epoch {epoch} {what}. The best epoch's weights are kept; training.early_stopping = {PATIENCE} "
                 "would save the time.",
             )
+
+    def _another_rate(self) -> str:
+        if self._learning_rate < USUAL_RATE:
+            return f"LoRA often needs a higher training.learning_rate (about {USUAL_RATE:g})"
+        return f"Try another training.learning_rate (it is {self._learning_rate:g})"
 
     def _moved(self, model: torch.nn.Module) -> float:
         now = adapter.trained_weights(model)
@@ -151,6 +166,21 @@ class Guard:
         if kind not in self._said:
             self._said.add(kind)
             _warn(sentence)
+
+
+def _chance(label_ids: np.ndarray) -> dict[str, float]:
+    """Return the scores up to which nothing need have been learnt: those of a guess, and two standard errors of luck.
+
+    Accuracy is that of always guessing the commonest, and no more than half-way from there to 1. Where labels are
+    unbalanced that is much; of one label a text, macro recall tells: 1 / labels for any guess.
+    """
+    counts = np.unique(label_ids, axis=0, return_counts=True)[1]
+    commonest, share = counts.max() / counts.sum(), 1 / len(counts)
+    luck = 2 * math.sqrt(commonest * (1 - commonest) / counts.sum())
+    accuracy = {"accuracy": commonest + min(luck, (1 - commonest) / 2)}
+    if label_ids.ndim == 2:
+        return accuracy
+    return accuracy | {"recall": share + 2 * math.sqrt(share * (1 - share) * share * (1 / counts).mean())}
 
 
 def _warn(sentence: str) -> None:

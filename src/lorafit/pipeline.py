@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +215,7 @@ def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
 
 def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
     """Return the run that stands in the folder if it is this very one and finished; else say what to do."""
-    changed = runs.changed_keys(run.recipe, recipe)
-    if changed:
-        raise RunError(
-            f"{run.path} holds a run of another recipe (it differs in {', '.join(changed)}). "
-            "Choose another folder with --out, or replace it with --overwrite."
-        )
+    runs.refuse_taken(run.path, recipe)
     same_encoder = run.record["encoder_sha256"] == encoders.locate(recipe.encoder.name).sha256
     if run.record["prepared"] != found.key or not same_encoder:
         raise RunError(
@@ -254,7 +249,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
-    encoder = _load(recipe, files, found)
+    encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
     model = _attach(recipe, files, encoder)
     adapter.speed_up(model, encoder.fresh, where)
     planned = training.plan(
@@ -282,18 +277,6 @@ def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
         )
 
 
-def _load(recipe: Recipe, files: encoders.Files, found: Prepared) -> encoders.Encoder:
-    settings = recipe.encoder
-    return encoders.load(
-        files,
-        found.labels,
-        task=found.task,
-        dropout=settings.dropout,
-        seed=recipe.seed,
-        pooling=settings.pooling,
-    )
-
-
 def _attach(recipe: Recipe, files: encoders.Files, encoder: encoders.Encoder) -> PeftModel:
     return adapter.attach(
         encoder.model,
@@ -314,7 +297,8 @@ def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
     """Return the trained model with its base as it is stored, where the adapter's start has changed it."""
     if recipe.adapter.init not in adapter.CHANGES_BASE:
         return setup.model
-    started, base = (_load(recipe, setup.files, setup.prepared) for _ in range(2))
+    labels, task = setup.prepared.labels, setup.prepared.task
+    started, base = (encoders.of_recipe(recipe, setup.files, labels, task) for _ in range(2))
     model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
     adapter.speed_up(model, base.fresh, setup.where)
     model.to(setup.where.device)
@@ -331,8 +315,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         logits = _validation_logits(setup, model, "Validating", on_batch)
         if not np.isfinite(logits).all():
             raise guards.diverged("its answers are not numbers", recipe.training.learning_rate, run.checkpoints)
-        scores = evaluation.score(logits, found.validation.label_ids)
-        return {"accuracy": scores.accuracy, "f1": scores.f1, "loss": scores.loss}
+        return asdict(evaluation.score(logits, found.validation.label_ids))
 
     outcome = training.fit(
         setup.model,
@@ -372,8 +355,9 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         adapter_bytes=(run.adapter / checks.WEIGHTS).stat().st_size,
     )
     say(
-        f"Trained in {_duration(run.seconds)}: best validation accuracy {outcome.best['accuracy']:.4f} in epoch "
-        f"{outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within {proved.gap:.1g}."
+        f"Trained in {_duration(run.seconds)}: validation accuracy {outcome.best['accuracy']:.4f} in the best epoch, "
+        f"number {outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within "
+        f"{proved.gap:.1g}."
     )
     return run
 
@@ -411,7 +395,7 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: 
             recipe=described,
             texts=Texts(**{name: len(split) for name, split in setup.prepared.splits.items()}),
             best_epoch=outcome.best_epoch,
-            validation=Validation(**outcome.best),
+            validation=Validation(**{name: outcome.best[name] for name in ("accuracy", "f1", "loss")}),
             precision=setup.where.precision,
             packages=runtime.describe_machine()["packages"],
         ),

@@ -57,7 +57,7 @@ class Data(_Table):
     validation_size: Size = 0.15
     """The texts on which the best epoch is chosen."""
     test_size: Size = 0.15
-    """The texts that are looked at once, at the end; with `test_source`, how many of those."""
+    """The texts that are looked at once, at the end; of a `test_source` how many, all (1.0) where this is not set."""
     test_source: str = ""
     """"split:NAME" of a Hub data set, or a source of its own; empty: the test is split from `source`."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
@@ -68,6 +68,12 @@ class Data(_Table):
     """What happens to rows with an empty text."""
     html: Literal["keep", "strip"] = "keep"
     """"strip" takes tags such as <br /> out of the texts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_test_of_its_own_is_taken_whole(cls, values: Any) -> Any:
+        own = isinstance(values, dict) and values.get("test_source") and "test_size" not in values
+        return values | {"test_size": 1.0} if own else values
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> "Data":
@@ -177,8 +183,8 @@ class Training(_Table):
     """"f1": a label is given from a probability of its own, which gives the best macro F1 on validation."""
     lora_plus_ratio: Annotated[float, Field(ge=1)] = 1.0
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the rate of factor B over that of A; 1 = off, 16 is usual."""
-    select_by: Literal["accuracy"] = "accuracy"
-    """The validation score that chooses the best epoch; ties go to the lower loss."""
+    select_by: Literal["accuracy", "f1"] = "accuracy"
+    """The validation score that chooses the best epoch, "f1" the macro F1; ties go to the lower loss."""
     early_stopping: Annotated[int, Field(ge=0)] = OFF
     """Stop after this many epochs without gain; 0 = off."""
     checkpoint_every: PositiveInt | Literal["epoch"] = "epoch"

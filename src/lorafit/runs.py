@@ -179,8 +179,7 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
     """
     run = Run(path)
     with storing(path):
-        if path.is_dir() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
-            raise StorageError(f"{path} holds files that are no run of lorafit. Choose another place with --out.")
+        _refuse_foreign(path)
         path.mkdir(parents=True, exist_ok=True)
     with run.locked():
         if (path / "run.json").is_file() and not overwrite:
@@ -193,6 +192,30 @@ def create(path: Path, recipe: Recipe, facts: dict[str, Any], *, overwrite: bool
         run.write("run.json", json.dumps(record, indent=2) + "\n")
         run.start_over()
         yield run
+
+
+def refuse_taken(path: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Refuse a folder in which a run of this recipe can't be: neither begun nor found.
+
+    Raises:
+        RunError: it holds a run of another recipe, which `overwrite` would replace.
+        StorageError: it holds files that are no run.
+    """
+    with storing(path):
+        _refuse_foreign(path)
+    if not (path / "run.json").is_file() or overwrite:
+        return
+    changed = changed_keys(Run(path).recipe, recipe)
+    if changed:
+        raise RunError(
+            f"{path} holds a run of another recipe (it differs in {', '.join(changed)}). "
+            "Choose another folder with --out, or replace it with --overwrite."
+        )
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.is_dir() and not _is_run(path) and any(map(_is_foreign, path.iterdir())):
+        raise StorageError(f"{path} holds files that are no run of lorafit. Choose another place with --out.")
 
 
 def _is_run(path: Path) -> bool:

@@ -1,17 +1,22 @@
 """The whole training repeated with other seeds: how far a result moves by luck alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from lorafit import assessment, pipeline, runs
 from lorafit import recipe as recipes
-from lorafit.console import say
+from lorafit.console import complain, say
 from lorafit.errors import RecipeError
 from lorafit.recipe import Recipe
 from lorafit.runs import Run
 
-NOTE = "Each seed has its own split of the data, its own head and its own order of the texts."
+_NOTES = {
+    "own test": "Each seed has its own split of the data, its own head and its own order of the texts.",
+    "same test": "Each seed has the same test, but its own validation split, head and order of the texts.",
+}
 
 
 def train(recipe: Recipe, count: int, out: Path | str | None = None, *, overwrite: bool = False) -> dict[str, Any]:
@@ -27,21 +32,43 @@ def train(recipe: Recipe, count: int, out: Path | str | None = None, *, overwrit
         overwrite: start over in folders that hold other runs.
 
     Raises:
-        RecipeError: fewer than two seeds.
-        RunError: a folder holds a run of another recipe.
+        RecipeError: fewer than two seeds, or `out` has no name that others could be made of.
+        RunError: a folder holds a run of another recipe; nothing is trained then.
+        StorageError: a folder holds files that are no run.
 
     >>> train(recipe.load("recipes/demo.toml"), 3)["accuracy"]["standard_deviation"]
     """
     if count < 2:
         raise RecipeError(f"A standard deviation needs at least two seeds; asked for was {count}.")
     first = Path(out) if out else runs.DEFAULT_ROOT / recipe.name
+    if first.name in ("", ".."):
+        raise RecipeError(
+            f"--out is {first}, which is no name: the other seeds' runs lie beside it, as NAME-seed-SEED. "
+            f"Name a folder, such as --out {runs.DEFAULT_ROOT / recipe.name}."
+        )
     seeded = [recipes.from_values(recipe.model_dump(), (f"seed={recipe.seed + number}",)) for number in range(count)]
+    folders = [first, *(first.with_name(f"{first.name}-seed-{one.seed}") for one in seeded[1:])]
+    for one, folder in zip(seeded, folders, strict=True):
+        runs.refuse_taken(folder, one, overwrite=overwrite)
     found = []
-    for number, one in enumerate(seeded):
-        folder = first.with_name(f"{first.name}-seed-{one.seed}") if number else first
-        say(f"Seed {one.seed}, {number + 1} of {count}: {folder}")
-        found.append(_finished(one, folder, overwrite))
+    with _naming_the_way_on(count, overwrite=overwrite):
+        for number, (one, folder) in enumerate(zip(seeded, folders, strict=True), start=1):
+            say(f"Seed {one.seed}, {number} of {count}: {folder}")
+            found.append(_finished(one, folder, overwrite))
     return _summarized(found)
+
+
+@contextmanager
+def _naming_the_way_on(count: int, *, overwrite: bool) -> Iterator[None]:
+    """Say how to go on with all seeds when Ctrl-C or SIGTERM breaks them off; `--resume` knows one run only."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        without = ", without --overwrite" if overwrite else ""
+        complain(
+            "Interrupted", f"for all {count} seeds repeat the same command, with --seeds {count}{without}", "yellow"
+        )
+        raise
 
 
 def _finished(recipe: Recipe, folder: Path, overwrite: bool) -> Run:
@@ -56,7 +83,7 @@ def _summarized(found: list[Run]) -> dict[str, Any]:
     tests = [run.scores["test"] for run in found if run.scores is not None]
     seeds = {
         "n": len(found),
-        "note": NOTE,
+        "note": _NOTES["same test" if len({test["test_sha256"] for test in tests}) == 1 else "own test"],
         "accuracy": _spread([test["adapted"]["accuracy"] for test in tests]),
         "f1": _spread([test["adapted"]["f1"] for test in tests]),
         "improvement_points": _spread([test["improvement_points"] for test in tests]),

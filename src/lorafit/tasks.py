@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -37,11 +37,38 @@ def loss(logits: torch.Tensor, label_ids: torch.Tensor, weights: torch.Tensor | 
     return cross_entropy(logits, label_ids, weight=weights)
 
 
+def losses(logits: np.ndarray, label_ids: np.ndarray, believed: np.ndarray | None = None) -> np.ndarray:
+    """Return the loss of each text in nats, fp64, whose mean `loss` is; that of several labels is the mean over them.
+
+    Args:
+        logits: (texts, labels).
+        label_ids: (texts), or (texts, labels) of 0 and 1.
+        believed: a probability of each label in the place of 0 and 1, (texts, labels).
+
+    >>> losses(np.array([[0.0, 0.0]]), np.array([1])).round(4).tolist()
+    [0.6931]
+    """
+    exact = logits.astype(np.float64)
+    true = one_hot(label_ids, logits.shape[1]) if believed is None else believed
+    if label_ids.ndim == 2:
+        return np.asarray(-(true * log_expit(exact) + (1 - true) * log_expit(-exact)).mean(axis=1))
+    return np.asarray(-(true * log_softmax(exact, axis=1)).sum(axis=1))
+
+
+def one_hot(label_ids: np.ndarray, labels: int) -> np.ndarray:
+    """Return 1 for each label that a text has and else 0, (texts, labels).
+
+    >>> one_hot(np.array([1]), 2).tolist()
+    [[0.0, 1.0]]
+    """
+    return label_ids if label_ids.ndim == 2 else np.eye(labels)[label_ids]
+
+
 def class_weights(label_ids: np.ndarray, labels: int) -> np.ndarray:
     """Return a weight for each label that makes rare ones count as much as common ones, fp32.
 
     Of one label a text: texts / (labels x texts with it). Of several: texts without it / texts with it, for the loss of
-    the texts that have it. A label that no text has gets 1.
+    the texts that have it. A label that no text has, or every text, gets 1.
 
     >>> class_weights(np.array([0, 0, 0, 1]), 2).round(2).tolist()
     [0.67, 2.0]
@@ -49,7 +76,8 @@ def class_weights(label_ids: np.ndarray, labels: int) -> np.ndarray:
     found = np.ones(labels, dtype=np.float32)
     if label_ids.ndim == 2:
         having = label_ids.sum(axis=0)
-        return np.where(having > 0, (len(label_ids) - having) / np.maximum(having, 1), found).astype(np.float32)
+        lacking = len(label_ids) - having
+        return np.where(having * lacking > 0, lacking / np.maximum(having, 1), found).astype(np.float32)
     present = np.unique(label_ids)
     found[present] = compute_class_weight("balanced", classes=present, y=label_ids)
     return found

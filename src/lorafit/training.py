@@ -5,6 +5,7 @@ the schedule and trackers are transformers'.
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,7 +97,7 @@ def fit(
     validate: Validate,
     validation_label_ids: np.ndarray,
     log: Log,
-    folder: Path,
+    folder: Path | None,
     pad_id: int,
     where: Runtime,
     seed: int = 0,
@@ -112,11 +113,11 @@ def fit(
         tokens: the training texts.
         label_ids: their label ids.
         settings: the recipe's table ``[training]``.
-        validate: gives "accuracy" and "loss" (and what else is worth keeping) of the model on the validation texts. It
-            calls its second argument now and then, which raises an interruption that waits.
+        validate: gives the model's scores on the validation texts: "accuracy", "f1", "recall", "loss". It calls its
+            second argument now and then, which raises an interruption that waits.
         validation_label_ids: their label ids; the guard learns from them what guessing would score.
         log: is given one line a step and one a validation.
-        folder: for checkpoints; empty, or the one with `resume`.
+        folder: for checkpoints; empty, or the one with `resume`. None: none are written.
         pad_id: the tokenizer's padding id.
         where: device and precision.
         seed: decides the order of the texts, and dropout.
@@ -139,6 +140,7 @@ def fit(
         trainer = _Trainer(
             batches=batches,
             long_text=tokens.long_text,
+            best=Best(settings.select_by),
             patience=settings.early_stopping,
             lora_plus_ratio=settings.lora_plus_ratio,
             class_weights=_class_weights(settings, label_ids, model, where),
@@ -147,6 +149,7 @@ def fit(
             guard=guard,
             interruption=interruption,
             model=model,
+            folder=folder,
             args=_arguments(settings, folder, where, seed),
             train_dataset=_Rows(len(tokens)),
             eval_dataset=_Rows(len(validation_label_ids)),  # Trainer insists on one; `evaluate` below is what looks
@@ -202,10 +205,10 @@ def _loss(
     return tasks.loss(ask(model, batch, long_text), batch["labels"], class_weights)
 
 
-def _arguments(settings: Training, folder: Path, where: Runtime, seed: int) -> TrainingArguments:
+def _arguments(settings: Training, folder: Path | None, where: Runtime, seed: int) -> TrainingArguments:
     every_epoch = settings.checkpoint_every == "epoch"
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(folder or tempfile.gettempdir()),  # Trainer insists on one, and makes it
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -241,6 +244,7 @@ class _Trainer(Trainer):
         *,
         batches: Batches,
         long_text: LongText,
+        best: Best,
         patience: int,
         lora_plus_ratio: float,
         class_weights: torch.Tensor | None,
@@ -248,6 +252,7 @@ class _Trainer(Trainer):
         log: Log,
         guard: Guard,
         interruption: Interruption,
+        folder: Path | None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
@@ -256,7 +261,8 @@ class _Trainer(Trainer):
         self._lora_plus_ratio = lora_plus_ratio
         self._class_weights = class_weights
         self._validate, self._log, self._guard, self._interruption = validate, log, guard, interruption
-        self._best = Best()
+        self._best = best
+        self._folder = folder
         self._validated = -1  # the last epoch that was; 0 is the base's
         self._resumed: dict[str, State] = {}
         self._tokens_since_log = 0
@@ -356,16 +362,16 @@ class _Trainer(Trainer):
         """Take what a validation needs too; the rest waits until Trainer has made it."""
         self._resumed, self.state = checkpoints.load(checkpoint)
         self.model.load_state_dict(self._resumed["weights"].tensors, strict=False)
-        self._best = Best(self._resumed["best"].tensors, **self._resumed["best"].facts)
+        self._best = Best(self._best.by, self._resumed["best"].tensors, **self._resumed["best"].facts)
         self._validated = self._resumed["progress"].facts["validated"]
+        if "guard" in self._resumed:  # an earlier version kept none
+            self._guard.remember(self._resumed["guard"])
 
     # The methods below replace Trainer's own format: pickles, written where they stay.
 
-    @property
-    def _checkpoint(self) -> Path:
-        return Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-
     def _save_checkpoint(self, *_: Any, **__: Any) -> None:
+        if self._folder is None:
+            return
         states = {
             "weights": State(adapter.trained_weights(self.model)),
             "best": self._best.state(),
@@ -373,12 +379,17 @@ class _Trainer(Trainer):
             "schedule": State({}, self.lr_scheduler.state_dict()),
             "generators": checkpoints.of_generators(),
             "progress": State({}, {"validated": self._validated}),
+            "guard": self._guard.state(),
         }
         trainer = replace(self.state, log_history=[])  # our history has it; here it would grow with every step
-        checkpoints.save(self._checkpoint, states, trainer)
+        checkpoints.save(self._folder / self._checkpoint, states, trainer)
+
+    @property
+    def _checkpoint(self) -> str:
+        return f"checkpoint-{self.state.global_step}"
 
     def _save_what_was_reached(self) -> None:
-        if self.state.global_step > 0 and not self._checkpoint.exists():
+        if self._folder is not None and self.state.global_step > 0 and not (self._folder / self._checkpoint).exists():
             self._save_checkpoint()
 
     def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:

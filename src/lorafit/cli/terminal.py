@@ -22,6 +22,7 @@ _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 def print_evaluation(run: "Run") -> None:
     """Print what an evaluated run scores: the verdict first, which says what LoRA does not beat."""
     from lorafit import report
+    from lorafit.report.verdict import as_p
 
     scores = run.scores
     assert scores is not None
@@ -29,7 +30,7 @@ def print_evaluation(run: "Run") -> None:
     typer.echo(f"{report.verdict(scores)}\n")
     typer.echo("\n".join(report.four_lines(test)) + "\n")
     low, high = test["improvement_interval"]
-    typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar's p: {_p(test['mcnemar_p'])}")
+    typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar's {as_p(test['mcnemar_p'])}")
     rows = _table("", "accuracy", "95% interval", "macro F1", "95% interval", "precision", "recall")
     for who in ("base", "adapted"):
         found = test[who]
@@ -47,27 +48,32 @@ def print_evaluation(run: "Run") -> None:
 
 def print_seeds(seeds: dict[str, Any]) -> None:
     """Print what `seeds.train` returns."""
+    from lorafit.report.verdict import as_mean
+
     rows = _table("seed", "run", "base", "accuracy", "macro F1", "time")
     for one in seeds["runs"]:
         scores = (f"{one[key]:.4f}" for key in ("base_accuracy", "accuracy", "f1"))
         rows.add_row(str(one["seed"]), one["path"], *scores, f"{one['seconds']:,.0f} s")
     _stdout().print(rows)
     typer.echo(
-        f"\naccuracy {_spread(seeds['accuracy'])}, macro F1 {_spread(seeds['f1'])}: mean ± standard deviation over "
-        f"{seeds['n']} seeds. {seeds['note']}"
+        f"\naccuracy {as_mean(seeds['accuracy'], 4)}, macro F1 {as_mean(seeds['f1'], 4)}: mean ± standard deviation "
+        f"over {seeds['n']} seeds. {seeds['note']}"
     )
 
 
 def print_compared(compared: dict[str, Any]) -> None:
     """Print what `comparison.compare` returns."""
-    rows = _table("run", "recipe", "accuracy", "95% interval", "macro F1", "95% interval", "points", "p", "kB", "time")
+    from lorafit.report.verdict import as_p
+
+    scores = ("accuracy", "95% interval", "macro F1", "95% interval")
+    rows = _table("run", "recipe", *scores, "points", "McNemar", "kB", "time")
     for row in compared["runs"]:
         rows.add_row(
             row["run"],
             ", ".join(f"{key}={value}" for key, value in row["recipe"].items()) or "-",
             *_with_intervals(row),
             _gained(row),
-            "-" if row["mcnemar_p_holm"] is None else _p(row["mcnemar_p_holm"]),
+            "-" if row["mcnemar_p_holm"] is None else as_p(row["mcnemar_p_holm"]),
             f"{row['adapter_bytes'] / 1000:,.0f}",
             f"{row['seconds']:,.0f} s",
         )
@@ -229,14 +235,6 @@ def _gained(row: dict[str, Any]) -> str:
         return "-"
     low, high = row["difference_interval"]
     return f"{row['difference_points']:+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def _spread(values: dict[str, float]) -> str:
-    return f"{values['mean']:.4f} ± {values['standard_deviation']:.4f}"
-
-
-def _p(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def _table(*headers: str) -> "Table":

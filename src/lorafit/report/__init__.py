@@ -9,7 +9,7 @@ from lorafit.report.style import as_svg, drawing
 from lorafit.report.verdict import UNTRAINED, four_lines, verdict
 from lorafit.runs import Run
 
-__all__ = ["UNTRAINED", "accuracy_bar", "accuracy_line", "four_lines", "verdict", "write"]
+__all__ = ["UNTRAINED", "accuracy_bar", "accuracy_line", "four_lines", "is_whole", "remove", "verdict", "write"]
 
 
 def write(run: Run) -> None:
@@ -20,12 +20,22 @@ def write(run: Run) -> None:
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    run.remove("report.md", "report.html", "figures")
+    remove(run)
     with drawing():
         report = report_of(run)
         svgs = _write_figures(run, report)
     run.write("report.html", page.as_html(report, svgs))
     run.write("report.md", markdown.as_markdown(report))
+
+
+def remove(run: Run) -> None:
+    """Remove a run's report and figures, where they are there."""
+    run.remove("report.md", "report.html", "figures")
+
+
+def is_whole(run: Run) -> bool:
+    """Tell whether a run has its report, with all that belongs to it."""
+    return (run.path / "report.md").is_file()
 
 
 def _write_figures(run: Run, report: Report) -> dict[str, str]:

@@ -75,8 +75,8 @@ def _seeds(seeds: dict[str, Any] | None) -> list[Section]:
         return []
     summary = Prose(
         f"Trained {seeds['n']} times. Mean ± standard deviation: accuracy {as_mean(seeds['accuracy'])}, macro F1 "
-        f"{as_mean(seeds['f1'])}, improvement {as_mean(seeds['improvement_points'], 2)} points. Each seed has its own "
-        "split, head and order of texts, so that the deviation holds all three. What follows is the first seed’s run."
+        f"{as_mean(seeds['f1'])}, improvement {as_mean(seeds['improvement_points'], 2)} points. {seeds['note']} What "
+        "follows is the first seed’s run."
     )
     rows = [
         [

@@ -12,6 +12,8 @@ CHANCE = 0.05
 def verdict(scores: dict[str, Any]) -> str:
     """Return in one sentence what LoRA reaches, and by how much it beats, or does not beat, base and baselines.
 
+    In accuracy, or where thresholds were fitted for macro F1, in that; McNemar's p is of accuracy alone.
+
     Args:
         scores: what `scores.json` holds.
 
@@ -28,40 +30,48 @@ def verdict(scores: dict[str, Any]) -> str:
 class _Rival(NamedTuple):
     name: str
     gain: float
-    p: float
+    p: float | None
 
 
 def _rivals(test: dict[str, Any]) -> list[_Rival]:
     """Return name, points that LoRA is ahead, and McNemar's p, of the base, and of the baselines, the best first."""
-    best_first = sorted(test["baselines"].items(), key=lambda item: -item[1]["accuracy"])
-    accuracy = test["adapted"]["accuracy"]
-    baselines = [
-        _Rival(DESCRIBED[name], 100 * (accuracy - found["accuracy"]), found["mcnemar_p"]) for name, found in best_first
+    by = test["compared_by"]
+    best_first = sorted(test["baselines"].items(), key=lambda item: -item[1][by])
+    named = [("its base", test["base"] | {"mcnemar_p": test["mcnemar_p"]})]
+    named += [(DESCRIBED[name], found) for name, found in best_first]
+    return [
+        _Rival(name, 100 * (test["adapted"][by] - found[by]), found["mcnemar_p"] if by == "accuracy" else None)
+        for name, found in named
     ]
-    return [_Rival("its base", test["improvement_points"], test["mcnemar_p"]), *baselines]
 
 
 def _reached(scores: dict[str, Any]) -> str:
-    test, seeds = scores["test"], scores.get("seeds")
-    several = "all labels of a text right, " if test["task"] == "multi_label" else ""
-    accuracy, interval = f"{test['adapted']['accuracy']:.3f}", as_interval(test["adapted"]["accuracy_interval"])
+    test, seeds, by = scores["test"], scores.get("seeds"), scores["test"]["compared_by"]
+    name = {"accuracy": "an accuracy", "f1": "a macro F1"}[by]
+    several = "all labels of a text right, " if test["task"] == "multi_label" and by == "accuracy" else ""
+    score, interval = f"{test['adapted'][by]:.3f}", as_interval(test["adapted"][f"{by}_interval"])
     if seeds is None:
-        return f"an accuracy of {accuracy} ({several}95% interval {interval}) on {test['n']:,} test texts"
+        return f"{name} of {score} ({several}95% interval {interval}) on {test['n']:,} test texts"
     gain = seeds["improvement_points"]
+    ahead = f", {gain['mean']:.1f} ± {gain['standard_deviation']:.1f} points above its base" if by == "accuracy" else ""
     return (
-        f"an accuracy of {as_mean(seeds['accuracy'])} ({several}mean ± standard deviation of {seeds['n']} seeds), "
-        f"{gain['mean']:.1f} ± {gain['standard_deviation']:.1f} points above its base; with seed "
-        f"{seeds['runs'][0]['seed']}, {accuracy} (95% interval {interval}) on {test['n']:,} test texts"
+        f"{name} of {as_mean(seeds[by])} ({several}mean ± standard deviation of {seeds['n']} seeds){ahead}; with seed "
+        f"{seeds['runs'][0]['seed']}, {score} (95% interval {interval}) on {test['n']:,} test texts"
     )
 
 
 def _differences(rivals: Sequence[_Rival]) -> list[str]:
     """Say how far LoRA is from each; the unit and the test are named with the first."""
     return [
-        f"{_difference(gain, 'points ' if place == 0 else '')} {name} "
-        f"({'' if place else 'McNemar’s '}{as_p(p)}{', which chance may explain' if p > CHANCE and gain else ''})"
+        f"{_difference(gain, '' if place else 'points ')} {name}{_luck(p, gain, '' if place else 'McNemar’s ')}"
         for place, (name, gain, p) in enumerate(rivals)
     ]
+
+
+def _luck(p: float | None, gain: float, test: str) -> str:
+    if p is None:
+        return ""
+    return f" ({test}{as_p(p)}{', which chance may explain' if p > CHANCE and gain else ''})"
 
 
 def _difference(gain: float, unit: str) -> str:
