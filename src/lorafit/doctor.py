@@ -1,7 +1,7 @@
 """The data looked at before training: counts, lengths, findings in plain words. It goes on where training refuses."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
@@ -64,7 +64,7 @@ def examine(recipe: Recipe) -> Findings:
     settings = recipe.data
     source = data.open_source(settings.source)
     test_source = pipeline.open_test(settings) if settings.test_source else None
-    pool = _clean(source, settings, settings.labels)
+    pool = _clean(source, settings)
     test = _clean(test_source, settings, pool.labels) if test_source else None
     parts, refused = _split(recipe, pool, test)
     rows = _rows(source, settings, pool, {name: part for name, part in parts.items() if name != "test" or test is None})
@@ -158,8 +158,8 @@ def _cleanlab() -> Any:
     return find_label_issues
 
 
-def _clean(source: Source, settings: Data, labels: list[str]) -> Texts:
-    return pipeline.clean(source, settings.model_copy(update={"on_empty": "drop"}), labels)
+def _clean(source: Source, settings: Data, known: Sequence[str] = ()) -> Texts:
+    return pipeline.clean(source, settings.model_copy(update={"on_empty": "drop"}), known)
 
 
 def _split(recipe: Recipe, pool: Texts, test: Texts | None) -> tuple[dict[str, Texts], list[Finding]]:

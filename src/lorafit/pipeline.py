@@ -81,7 +81,7 @@ def prepare(recipe: Recipe) -> Prepared:
     found = prepared.find(key)
     known = found is not None
     if found is None:
-        pool = clean(source, recipe.data, recipe.data.labels)
+        pool = clean(source, recipe.data)
         test = clean(test_source, recipe.data, pool.labels) if test_source else None
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
         parts = splits.split(pool, *sizes, seed=recipe.seed, test=test)
@@ -199,15 +199,16 @@ def open_test(settings: Data, *, refresh: bool = False) -> data.Source:
     return data.open_source(settings.test_source, refresh=refresh)
 
 
-def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
-    """Return a source's texts and label ids, checked, by the recipe's [data] table."""
+def clean(source: data.Source, settings: Data, known: Sequence[str] = ()) -> data.Texts:
+    """Return a source's texts and label ids, checked, by the recipe's [data] table; `known` are a test's labels."""
     return data.clean(
         source,
         text=settings.text,
         text_pair=settings.text_pair,
         label=settings.label,
         label_separator=settings.label_separator,
-        labels=labels,
+        labels=settings.labels,
+        known=known,
         on_empty=settings.on_empty,
         html=settings.html,
     )
