@@ -186,7 +186,7 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # a number of 5,000 digits too
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f'line {number} holds no object such as {{"text": ..., "label": ...}}')
