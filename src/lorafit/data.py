@@ -118,7 +118,7 @@ def clean(
         html: "keep", or "strip" tags such as ``<br />``.
 
     Raises:
-        DataError: a missing column, numbers as text, empty texts, or a label outside the known ones.
+        DataError: a missing column, numbers as text, empty or damaged texts, or a label outside the known ones.
     """
     texts = _read_texts(source, text, "data.text", html)
     columns = [texts, _read_texts(source, text_pair, "data.text_pair", html)] if text_pair else [texts]
@@ -208,8 +208,18 @@ def _read_texts(source: Source, column: str, key: str, html: str) -> list[str]:
     """Return the texts of a column, "" for those that are missing or blank; `key` is the recipe's for the column."""
     cells = tables.column(source.table, column, source.place)
     _refuse_numbers(cells, column, key, source.place)
+    _refuse_halves(cells, column, source.place)
     found = [strip_tags(cell) if cell is not None and html == "strip" else cell or "" for cell in cells]
     return [cell if cell.strip() else "" for cell in found]
+
+
+def _refuse_halves(texts: list[Any], column: str, place: str) -> None:
+    rows = [row for row, cell in enumerate(texts) if cell and tables.HALF_CHARACTER.search(cell)]
+    if rows:
+        raise DataError(
+            f"{place}: {len(rows)} texts in column {column!r} hold half a character, a lone surrogate such as \\ud83d "
+            f"({name_rows(rows)}). Mend them: a text cut within an emoji is the usual cause."
+        )
 
 
 def _refuse_numbers(texts: list[Any], column: str, key: str, place: str) -> None:
