@@ -225,7 +225,8 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
     same_encoder = run.record["encoder_sha256"] == encoders.locate(recipe.encoder.name).sha256
     if run.record["prepared"] != found.key or not same_encoder:
         raise RunError(
-            f"{run.path} was trained on other {'data' if same_encoder else 'encoder weights'} under the same name. "
+            f"{run.path} was trained on other {'data' if same_encoder else 'encoder weights'} under the same name"
+            f"{', or prepared by an earlier lorafit' if same_encoder else ''}. "
             "Choose another folder with --out, or replace it with --overwrite."
         )
     if not run.finished:
@@ -241,9 +242,21 @@ def data_of(run: Run) -> Prepared:
     Raises:
         RunError: it is gone, and what stands in its place now is something else.
     """
-    found = prepared.find(run.record["prepared"]) or prepare(run.recipe)
+    return prepared.find(run.record["prepared"]) or unchanged_data_of(run)
+
+
+def unchanged_data_of(run: Run) -> Prepared:
+    """Return the data that a run was started with, as its source has it still.
+
+    Raises:
+        RunError: it holds something else now.
+    """
+    found = prepare(run.recipe)
     if found.key != run.record["prepared"]:
-        raise RunError(f"The data of {run.path} has changed since it was started. Train it anew with --overwrite.")
+        raise RunError(
+            f"The data of {run.path} has changed since it was started, or was prepared by an earlier lorafit. "
+            "Train it anew with --overwrite."
+        )
     return found
 
 
