@@ -201,6 +201,7 @@ def test_predict_reads_arguments_lines_and_files(cli: Cli, trained: Path, tmp_pa
         (["predict", "nowhere", "text"], "There is no run folder or adapter directory nowhere"),
         (["predict", "nowhere", "--input", "good.csv"], "--input needs --output"),
         (["init", "good.txt"], "unknown format"),
+        (["init", "good.csv", "--pair-column", "nope"], "has no column 'nope'"),
     ],
 )
 def test_bad_input_is_refused(arguments: list[str], sentence: str, cli: Cli, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ def test_label_names_are_found_declared_or_the_sources_own() -> None:
     assert data.clean(source(["a", "b"], ["pos", "neg"])).labels == ["neg", "pos"]
     assert data.clean(source(["a", "b"], ["pos", "neg"]), labels=["pos", "neg"]).label_ids.tolist() == [0, 1]
     assert data.clean(source(["a", "b", "c"], [10, 9, 9])).labels == ["9", "10"]
-    integers = data.clean(source(["a", "b"], [1, 0], ["neg", "pos"]))
-    assert (integers.labels, integers.label_ids.tolist()) == (["neg", "pos"], [1, 0])
+    own = data.clean(source(["a", "b"], ["pos", "neg"], ["pos", "neg"]))
+    assert (own.labels, own.label_ids.tolist()) == (["pos", "neg"], [0, 1])
     assert data.clean(source(["a", "b"], ["1", "0"]), labels=["neg", "pos"]).label_ids.tolist() == [1, 0]
 
 
@@ -39,6 +39,8 @@ def test_label_names_are_found_declared_or_the_sources_own() -> None:
         (["1", "2.5"], [0, 1], {}, "column 'text' holds numbers (such as 1), not texts"),
         ([1, 2], [0, 1], {}, "column 'text' holds numbers (such as 1), not texts"),
         (["a", ["b"]], [0, 1], {}, "row 2 of column 'text' holds a value of type list, not a text"),
+        (["a", "so\ud83d"], [0, 1], {}, "1 texts in column 'text' hold half a character, a lone surrogate such as"),
+        (["a", "\udc00b"], [0, 1], {}, "(row 2, counted after the header). Mend them"),
         (["a", "b"], [0, None], {}, "1 rows have no label in column 'label' (row 2,"),
         (["a", "b"], ["x", "x"], {}, "every row has the label 'x'; a classifier needs two classes"),
         (["a", "b"], ["po", "neg"], {"labels": ["neg", "pos"]}, "'po' in row 1. Did you mean 'pos'?"),
@@ -55,9 +57,16 @@ def test_bad_data_is_named_by_column_and_row(
 
 
 def test_a_label_that_breaks_a_line_is_no_name() -> None:
-    table = pd.DataFrame({"text": ["a", "b"], "label": ["good\nfilm", "bad"]})
-    with pytest.raises(DataError, match="can't be a name: it has a line break"):
-        data.clean(data.Source(table, "here", "", {}))
+    for label in ("good\nfilm", "good\ud83d", "g" * 1001):
+        with pytest.raises(DataError, match=r"f.csv: row 2: the label 'g.* can't be a name: it has a line break"):
+            data.clean(source(["a", "b"], ["bad", label]))
+
+
+def test_integers_in_a_test_do_not_stand_for_names_that_were_only_found() -> None:
+    with pytest.raises(DataError, match=r"'1' in row 1, row 2, .* Integers stand for names only in the order that"):
+        data.clean(source(["a", "b"], [1, 0]), known=["bad", "good"])
+    assert data.clean(source(["a", "b"], [1, 0]), labels=["good", "bad"]).label_ids.tolist() == [1, 0]
+    assert data.clean(source(["a", "b"], ["10", "9"]), known=["9", "10"]).label_ids.tolist() == [1, 0]
 
 
 def test_empty_rows_are_dropped_when_the_recipe_says_so() -> None:
@@ -72,7 +81,7 @@ def test_marks_stay_unless_the_recipe_says_strip() -> None:
 
 
 def test_label_names_are_those_of_the_label_column() -> None:
-    table = pd.DataFrame({"text": ["a", "b"], "label": [0, 1], "topic": [0, 1]})
+    table = pd.DataFrame({"text": ["a", "b"], "label": [0, 1], "topic": ["art", "war"]})
     declared = Source(table, "f", "", {"topic": ["art", "war"]})
     assert data.clean(declared).labels == ["0", "1"]
     assert data.clean(declared, label="topic").labels == ["art", "war"]

@@ -1,6 +1,7 @@
 """The data doctor: what is planted in a file is found from the recipe on, and clean data passes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorafit import data, doctor, pipeline, recipe, splits
-from lorafit.errors import DataError
+from lorafit import data, doctor, pipeline, recipe, runs, splits
+from lorafit.errors import DataError, RunError
 from lorafit.runs import Run
 from tests.conftest import Said, texts_and_labels, write_csv
+from tests.test_bundle import reseal
 
 Cli = Callable[..., Said]
 
@@ -62,6 +64,17 @@ def test_empty_texts_are_an_error_where_training_refuses_them_and_rows_keep_thei
     assert "row 103" in found["control characters"].examples[0]
     dropped = by_about(doctor.examine(recipe_for(file, tiny, on_empty="drop")))
     assert (dropped["empty texts"].severity, dropped["empty texts"].texts) == ("note", 1)
+
+
+def test_half_a_character_is_an_error_and_the_rest_is_still_said(tiny: Path, tmp_path: Path) -> None:
+    texts, ids = texts_and_labels(100)
+    lines = [json.dumps({"text": text, "label": label}) for text, label in zip(texts, ids, strict=True)]
+    file = tmp_path / "halves.jsonl"
+    file.write_text("\n".join([*lines, '{"text": "so \\ud83d", "label": 1}', '{"text": null, "label": 1}']))
+    found = by_about(doctor.examine(recipe_for(file, tiny, on_empty="drop")))
+    assert (found["half characters"].severity, found["half characters"].texts) == ("error", 1)
+    assert "1 rows hold half a character, a lone surrogate (row 101," in found["half characters"].sentence
+    assert found["empty texts"].texts == 1
 
 
 def test_a_test_file_that_overlaps_with_training_is_an_error(tiny: Path, tmp_path: Path) -> None:
@@ -142,19 +155,22 @@ def test_near_duplicates_across_our_splits_are_a_warning(tiny: Path, tmp_path: P
     assert found.errors == []
 
 
-def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeliest_first(
-    tiny: Path, tmp_path: Path, proved_in_this_process: None
-) -> None:
+@pytest.fixture(scope="module")
+def mislabelled(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory, proved_in_this_process: None
+) -> tuple[Run, list[str], list[str]]:
+    """A run in whose validation and test some texts have a wrong label: the run, those, and all texts by their row."""
+    folder = tmp_path_factory.mktemp("mislabelled")
     texts, ids = texts_and_labels(200)
     labels: list[object] = [["neg", "pos"][label_id] for label_id in ids]
-    file = write_csv(tmp_path / "clean.csv", texts, labels)
+    file = write_csv(folder / "clean.csv", texts, labels)
     parts = splits.split(data.clean(data.open_source(str(file))), 120, 40, 40)
     wrong = [text for name in ("validation", "test") for text in parts[name].texts[:2] + parts[name].texts[-2:]]
     flipped = [["neg", "pos"][(text in wrong) ^ label_id] for text, label_id in zip(texts, ids, strict=True)]
     made = recipe.from_values(
         {
             "data": {
-                "source": str(write_csv(tmp_path / "wrong.csv", texts, list(flipped))),
+                "source": str(write_csv(folder / "wrong.csv", texts, list(flipped))),
                 "train_size": 120,
                 "validation_size": 40,
                 "test_size": 40,
@@ -164,14 +180,59 @@ def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeli
             "training": {"epochs": 4, "learning_rate": 2e-2, "batch_size": 8},
         }
     )
-    run = pipeline.train(made, tmp_path / "run")
+    run = pipeline.train(made, folder / "run")
     held_out = {text for name in ("validation", "test") for text in run_texts(run, name)}
-    planted = [text for text in wrong if text in held_out]
+    return run, [str(text) for text in wrong if text in held_out], texts
+
+
+def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeliest_first(
+    mislabelled: tuple[Run, list[str], list[str]],
+) -> None:
+    run, planted, texts = mislabelled
     found = by_about(doctor.examine_run(run))["label errors"]
     assert (found.severity, len(found.examples)) == ("warning", min(10, found.texts))
     named = [example.split('"')[1].removesuffix("...") for example in found.examples]
     assert sum(any(text.startswith(start) for text in planted) for start in named) >= 0.75 * len(planted) > 2
     assert "labelled neg, the adapter says pos" in "".join(found.examples)
+    assert found.sentence.endswith("Read them, and mend those that are wrong.")
+    for example, start in zip(found.examples, named, strict=True):
+        row = int(example.removeprefix("row ").partition(",")[0])
+        assert texts[row - 1].startswith(start)
+
+
+def test_what_the_adapter_says_goes_by_its_thresholds(
+    mislabelled: tuple[Run, list[str], list[str]], tmp_path: Path
+) -> None:
+    copy = runs.open_run(Path(shutil.copytree(mislabelled[0].path, tmp_path / "run")))
+    reseal(copy.adapter, thresholds=[1 - 1e-9, 1e-9])
+    found = by_about(doctor.examine_run(copy))["label errors"]
+    assert all("the adapter says pos" in example for example in found.examples)
+    assert "But the adapter itself contradicts" in found.sentence
+
+
+def test_a_run_whose_data_has_changed_is_not_examined(
+    mislabelled: tuple[Run, list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = mislabelled[0]
+    file = Path(run.recipe.data.source)
+    before = file.read_text()
+    try:
+        file.write_text(before + '"one more film",pos\n')
+        with pytest.raises(RunError, match="has changed since it was started, or was prepared by an earlier lorafit"):
+            doctor.examine_run(run)
+    finally:
+        file.write_text(before)
+
+
+def test_an_adapter_that_knows_no_more_than_one_answer_to_everything_comes_with_a_caveat() -> None:
+    labels = np.array([0, 1, 0, 1, 0])
+    assert "contradicts 40.0% of the labels, and one answer to everything would contradict 40.0%" in doctor._caveat(
+        np.zeros(5, dtype=np.int64), labels
+    )
+    assert doctor._caveat(labels, labels) == ""
+    several = np.array([[0, 1], [1, 1], [0, 0], [0, 1]])
+    assert "contradicts 25.0% of the labels" in doctor._caveat(np.array([[0, 1]] * 4), several)
+    assert doctor._caveat(several, several) == ""
 
 
 def run_texts(run: Run, split: str) -> list[str]:

@@ -68,7 +68,27 @@ def test_of_a_text_longer_than_the_window_its_head_is_explained(trained: Path) -
     assert found.text == ("the good film " * 40)[: len(found.text)]
 
 
+def test_an_integral_of_too_few_steps_is_taken_finer_and_one_that_never_settles_is_said(
+    trained: Path, cli: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explaining, "STEPS", 1)
+    found = explain(trained, TEXT)
+    assert (found.settled, found.caveat) == (True, "")
+    assert abs(found.gap) <= 0.05 * (sum(abs(word.attribution) for word in found.words) + abs(found.special_tokens))
+    monkeypatch.setattr(explaining, "_FINER", (1,))
+    coarse = explain(trained, TEXT)
+    assert not coarse.settled
+    assert abs(coarse.gap) > abs(found.gap)
+    assert "The integral has not settled: the words' shares miss the decision's log-odds by" in coarse.caveat
+    assert coarse.caveat in cli("explain", trained, TEXT, "--html", "page.html").out
+    assert "has not settled" in Path("page.html").read_text()
+
+
 def test_what_can_not_be_explained_is_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="The tokenizer finds no word in the text; there is nothing to explain"):
+        explain(trained, "\u200b")
+    with pytest.raises(DataError, match="The text holds half a character"):
+        explain(trained, "so \ud83d")
     with pytest.raises(DataError, match="The text is empty"):
         explain(trained, "  ")
     monkeypatch.setitem(sys.modules, "captum.attr", None)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lorafit import Classifier, encoders, export, pipeline
 from lorafit.errors import BundleError, StorageError
 from tests.conftest import Said, texts_and_labels
-from tests.test_bundle import other_weights, unlearned
+from tests.test_bundle import other_weights, reseal, unlearned
 
 TEXTS = texts_and_labels(6, seed=5)[0]
 
@@ -79,6 +79,22 @@ def test_what_stands_at_the_target_is_not_replaced_unasked(trained: Path, tmp_pa
         export.merge(trained, tmp_path / "merged")
     export.merge(trained, tmp_path / "merged", overwrite=True)
     assert (made.folder / "model.safetensors").exists()
+
+
+def test_what_a_merged_model_can_not_keep_is_said_on_the_terminal_and_on_its_card(
+    trained: Path, tmp_path: Path, cli: Callable[..., Said]
+) -> None:
+    assert export.merge(trained, tmp_path / "plain").lost == []
+    copy = Path(shutil.copytree(trained / "adapter", tmp_path / "copy"))
+    reseal(copy, long_text="windows:mean", thresholds=[0.7, 0.3])
+    said = cli("merge", copy, tmp_path / "merged")
+    card = (tmp_path / "merged" / "README.md").read_text()
+    for sentence in (
+        "A pipeline reads only the first 64 tokens of a longer text, where training and lorafit go by data.long_text",
+        "lorafit gives a label from thresholds of its own (neg 0.7, pos 0.3); a pipeline does not.",
+    ):
+        assert sentence in said.out
+        assert sentence in card
 
 
 def test_a_different_base_is_recorded_in_what_is_merged(trained: Path, tiny: Path, tmp_path: Path) -> None:

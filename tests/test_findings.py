@@ -64,6 +64,8 @@ def test_rare_classes_and_a_lack_of_balance_are_named() -> None:
     rare, imbalance = findings.too_few(few, ["common", "rare"])
     assert rare.sentence.startswith("1 class has fewer than 5 texts: 'rare' (1).")
     assert imbalance.sentence.startswith("'common' has 10 texts, 'rare' 1.")
+    unlabelled = [Row(1, "a", ()), Row(2, "b", ())]
+    assert only(findings.too_few(unlabelled, ["x", "y"])).sentence.startswith("2 classes have fewer than 5 texts")
     assert findings.too_few([*few[:5], *rows(*"vwxyz", label="rare")], ["common", "rare"]) == []
 
 

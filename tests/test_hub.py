@@ -183,6 +183,31 @@ def test_a_data_set_of_several_labels_a_text_keeps_their_names(published: HubSer
     assert (read.labels, read.label_ids.tolist()) == (["neg", "pos"], [[1, 0], [1, 1], [0, 0]])
 
 
+def publish_labels(hub: HubServer, repo: str, names: list[str], label_ids: list[object]) -> None:
+    """Publish the texts a, b, c, ... with labels that are numbers, and these names for them."""
+    folder = hub.folder("datasets", repo)
+    (folder / "plain_text").mkdir(parents=True, exist_ok=True)
+    listed = "".join(f"          '{number}': '{name}'\n" for number, name in enumerate(names))
+    card = _CARD.replace("          '0': neg\n          '1': pos\n", listed)
+    (folder / "README.md").write_text(card)
+    table = pd.DataFrame({"text": list("abcdefgh")[: len(label_ids)], "label": label_ids})
+    for split in ("train", "test"):
+        table.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet", index=False)
+
+
+def test_numbers_of_a_data_set_are_its_own_names_whatever_the_training_or_the_names_say(published: HubServer) -> None:
+    publish_labels(published, "acme/swapped", ["pos", "neg"], [0, 1])
+    swapped = data.open_source("hub:acme/swapped")
+    for given in ({"known": ["neg", "pos"]}, {"labels": ["neg", "pos"]}):
+        assert data.clean(swapped, **given).label_ids.tolist() == [1, 0]
+    publish_labels(published, "acme/stars", ["1", "0"], [0, 1, 1])
+    stars = data.clean(data.open_source("hub:acme/stars"))
+    assert [stars.labels[label_id] for label_id in stars.label_ids] == ["1", "0", "0"]
+    publish_labels(published, "acme/unknown", ["1", "2"], [0, 1, -1])
+    with pytest.raises(DataError, match=r"1 rows have no label in column 'label' .row 3,"):
+        data.clean(data.open_source("hub:acme/unknown"))
+
+
 def _offline(tmp_path: Path, arguments: list[str], hf_home: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process whose Hub does not answer."""
     with socket.socket() as closed:

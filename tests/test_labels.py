@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -71,6 +72,51 @@ def test_integers_are_labels_and_stand_for_declared_names() -> None:
     ],
 )
 def test_a_cell_that_is_no_label_is_named(cells: list[Any], options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(cells, **options)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("cells", [["²", "①"], ["--1", "2"], ["1" * 999, "2"], ["1", "01", "001"], ["-1", "10", "9"]])
+def test_labels_that_look_like_numbers_have_one_order(cells: list[str]) -> None:
+    names, _ = read(cells)
+    assert names == read(cells[::-1])[0]
+    assert read(["-1", "10", "9", "09"])[0] == ["-1", "09", "9", "10"]
+    assert read(["0", "1"], declared=["²", "①"])[1] == [0, 1]
+
+
+def test_the_same_labels_everywhere_are_refused_and_lists_of_flags_are_named() -> None:
+    with pytest.raises(DataError, match=r"every row has the very same labels, \['a', 'b'\]; there is nothing to tell"):
+        read([["a", "b"], ["b", "a"]])
+    for cells in ([[0, 1, 0], [1, 0, 0]], [[0, 1], [1, 0]], [[0, 0, 0], [0, 1, 0], [1, 0, 0]]):
+        with pytest.raises(DataError, match="holds lists of 0 and 1, .* want a column for each label: data.label = "):
+            read(cells)
+    assert read([[0], [1], [0, 1]])[1] == [[1, 0], [0, 1], [1, 1]]
+    with pytest.raises(DataError, match="every row has the very same labels, .'label'.; there is nothing"):
+        labels.read(pd.DataFrame({"label": [1, 1], "b": [0, 0]}), [0, 1], ["label", "b"])
+
+
+def test_the_name_of_a_labels_own_column_is_a_label_too() -> None:
+    table = pd.DataFrame({"art\x1b": [0, 1], "war": [1, 1]})
+    with pytest.raises(DataError, match=r"f.csv: the label 'art.x1b' can't be a name"):
+        labels.read(table, [0, 1], ["art\x1b", "war"], place="f.csv")
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "sentence"),
+    [
+        (
+            [[1.0, float("nan")], [1]],
+            {},
+            "row 1 of column 'label' holds [1.0, nan], in which not everything is a label",
+        ),
+        (["[NaN]", '["a"]'], {"separator": "json"}, "row 1 of column 'label' holds '[NaN]', in which not"),
+        ([["a"], [{"b": 1}]], {}, "row 2 of column 'label' holds [{'b': 1}], in which not everything is a label"),
+        ([["a"], [np.array([1, 2])]], {}, "row 2 of column 'label' holds"),
+        (["a", {"b": 1}], {}, "1 rows have no label in column 'label' (row 2,"),
+    ],
+)
+def test_what_is_no_label_is_refused_with_its_row(cells: list[Any], options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(DataError) as error:
         read(cells, **options)
     assert sentence in str(error.value)

@@ -88,6 +88,8 @@ def test_no_texts_give_no_answers_and_other_things_are_refused(trained: Path) ->
         classifier.predict(["a", " "])
     with pytest.raises(DataError, match="Text 1 is of type int"):
         classifier.predict([3])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="Text 2 holds half a character"):
+        classifier.predict(["a", "so \ud83d"])
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
@@ -104,3 +106,6 @@ def test_tags_are_stripped_in_prediction_as_they_were_in_training(trained: Path,
     stripping, keeping = (Classifier.load(path, precision="fp32") for path in (copy, trained))
     assert np.array_equal(stripping.probabilities([marked]), stripping.probabilities([plain]))
     assert not np.array_equal(keeping.probabilities([marked]), keeping.probabilities([plain]))
+    with pytest.raises(DataError, match="Text 2 is empty"):
+        stripping.predict([marked, "<br />"])
+    assert keeping.predict(["<br />"])

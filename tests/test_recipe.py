@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[1]
         ({"training": {"learning_rate": "3e-4"}}, 'training.learning_rate = "3e-4": it should be a valid number.'),
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate = inf: it should be a finite number."),
         ({"data": {"train_size": 1.5}}, "data.train_size = 1.5: it should be a valid integer, or it should be less"),
+        ({"data": {"label_separator": "JSON"}}, 'data.label_separator = "JSON": cells that are JSON lists have "json"'),
+        (
+            {"data": {"source": "f.csv", "test_source": "split:test"}},
+            'data.test_source = "split:test" is a split of a Hub data set, and data.source, f.csv, is none.',
+        ),
         ({"data": {"labels": ["a", "a"]}}, "data.labels needs at least two names, each once; it is ['a', 'a']"),
     ],
 )

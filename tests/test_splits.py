@@ -67,6 +67,11 @@ def test_texts_of_an_official_test_leave_the_training_pool(capfd: pytest.Capture
     assert "2 texts also stand in the test; they are left out of training." in capfd.readouterr().err
 
 
+def test_a_test_that_is_the_training_source_is_refused() -> None:
+    with pytest.raises(DataError, match="Every training text stands in the test too: nothing is left to train on"):
+        splits.split(pool(20), 0.5, 0.5, 1.0, test=pool(20))
+
+
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [

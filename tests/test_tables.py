@@ -36,6 +36,7 @@ def test_a_missing_column_shows_those_there_are(tmp_path: Path) -> None:
         ("ragged.csv", b"text,label\na,b\nc,d,e,f\n", "line 3"),
         ("unquoted.csv", b"text,label\na, b,1\nc, d,0\n", "rows have more cells than the header"),
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
+        ("digits.jsonl", b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}\n", "line 2"),
         ("list.jsonl", b"[1, 2]\n", "line 1 holds no object"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
         ("notes.docx", b"", "unknown format; lorafit reads and writes .csv, .tsv, .jsonl, .parquet"),

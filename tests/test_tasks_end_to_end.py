@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ def test_a_hundred_and_fifty_classes(tiny_recipe: Callable[..., Any], tmp_path: 
     run, answers = whole_way(made, tmp_path, texts[:2])
     assert Classifier.load(run.path).labels == sorted(names)
     assert sum(answers[0][f"{name}_prob"] for name in names) == pytest.approx(1)
+    table = {"source": Path(data["source"]), "target": tmp_path / "scored.jsonl"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.PerformanceWarning)  # of a table that grows column by column
+        predict.predict_file(lambda: Classifier.load(run.path), **table)
+    assert tables.read(table["target"]).columns.tolist()[:3] == ["text", "label", "predicted_label"]
     said = cli("predict", run.path, texts[0])
     assert "most probable" in said.out
     assert answers[0]["label"] in said.out

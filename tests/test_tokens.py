@@ -1,6 +1,7 @@
 """Texts become ids once, uncut up to the window, and are padded only in a batch."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from scipy.special import softmax
 
 from lorafit import Classifier, encoders, pipeline, prepared, tokens
+from lorafit.data import Text
 from lorafit.errors import EncoderError, StorageError
 from lorafit.recipe import Recipe
 from tests.conftest import texts_and_labels
@@ -125,6 +127,22 @@ def test_a_damaged_cache_is_made_again(
         (file.parent / "prepared.json").unlink()
     assert len(pipeline.prepare(tiny_recipe()).train) == 120
     assert [path.name for path in (tmp_path / "prepared").iterdir()] == [file.parent.name]
+
+
+def test_long_pairs_are_cut_as_the_tokenizer_cuts_them_and_few_pieces_are_kept(tiny: Path) -> None:
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    chance = random.Random(0)
+    lengths = [chance.choice([1, 4, 9, 10, 11, 19, 20, 21, 22, 60, 61, 62]) for _ in range(400)]
+    words = [" ".join(chance.choices(["good", "zebras", "film", "x1y2"], k=length)) for length in lengths]
+    pairs: list[Text] = list(zip(words[::2], words[1::2], strict=True))
+    for max_tokens in (16, 17, 40):
+        encoded = tokens.encode(pairs, tokenizer, max_tokens)
+        theirs = tokenizer(pairs, truncation=True, max_length=max_tokens)
+        assert [encoded[row].tolist() for row in range(len(pairs))] == theirs["input_ids"]
+        assert encoded.cut == sum(bool(encoding.overflowing) for encoding in theirs.encodings)
+    long: list[Text] = [("good film " * 3000, "bad film " * 3001)]
+    pieces = tokenizer(tokens._shortened(long, tokenizer, 64), truncation=True, max_length=64).encodings[0].overflowing
+    assert 0 < len(pieces) <= 3
 
 
 LONG = " ".join(["the good film was a story with music and its people"] * 9)  # 99 words of one token each

@@ -45,10 +45,30 @@ def write_merged(folder: Path, manifest: Manifest) -> None:
         weights=manifest.base.sha256[:12],
         labels=_numbered(manifest),
         html=_HTML if manifest.html == "strip" else "",
+        lost="".join(f"{sentence}\n" for sentence in lost_in_merging(manifest)),
         all_labels=", top_k=None" if manifest.task == "multi_label" else "",
         text=_PIPELINE_PAIR if manifest.text_pair else _TEXT,
     )
     write_text(folder / FILE, card)
+
+
+def lost_in_merging(manifest: Manifest) -> list[str]:
+    """Return what an ordinary model can't keep of a bundle, a sentence each: its reading of long texts, its thresholds.
+
+    >>> lost_in_merging(checks.check(Path("runs/demo/adapter")))
+    []
+    """
+    lost = []
+    if manifest.long_text != "head":
+        lost.append(
+            f"A pipeline reads only the first {manifest.max_tokens} tokens of a longer text, where training and "
+            f'lorafit go by data.long_text = "{manifest.long_text}".'
+        )
+    if manifest.thresholds is not None:
+        pairs = zip(manifest.labels, manifest.thresholds, strict=True)
+        listed = ", ".join(f"{label} {threshold:.3g}" for label, threshold in pairs)
+        lost.append(f"lorafit gives a label from thresholds of its own ({listed}); a pipeline does not.")
+    return lost
 
 
 def text(manifest: Manifest, test: dict[str, Any] | None = None) -> str:
@@ -286,7 +306,7 @@ _MERGED = """\
 
 {base} (SHA-256 of the weights {weights}...) with a LoRA adapter merged into it, in fp32. Labels: {labels}.
 `merged_from.json` says which adapter, how it was trained, and how far the answers are from those before merging.
-{html}
+{html}{lost}
 ```python
 from transformers import pipeline
 

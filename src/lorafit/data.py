@@ -39,7 +39,7 @@ TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 @dataclass(frozen=True)
 class Source:
     """A table as it was found: its rows, a name for errors, what identifies its content, and the label names that it
-    declares itself, by column."""
+    declares itself, by column; the cells of those columns hold names, whatever numbers stood for them."""
 
     table: pd.DataFrame
     place: str
@@ -99,6 +99,7 @@ def clean(
     label: str | Sequence[str] = "label",
     label_separator: str = "",
     labels: Sequence[str] = (),
+    known: Sequence[str] = (),
     on_empty: str = "refuse",
     html: str = "keep",
 ) -> Texts:
@@ -110,12 +111,14 @@ def clean(
         text_pair: the column with each text's second one; empty: texts are not pairs.
         label: the column with the labels, strings or integers; or several columns of 0 and 1, one a label.
         label_separator: what stands between the labels of one text; "json": they are a JSON list.
-        labels: label names in the order of their ids; empty: the source's own, or those found, sorted.
+        labels: label names in the order of their ids, for which the cells may have integers.
+        known: the names there may be where `labels` is empty: those of the training texts, for their test. Without
+            them they are the source's own, or those found, sorted.
         on_empty: "refuse" or "drop" rows whose text is empty or missing.
         html: "keep", or "strip" tags such as ``<br />``.
 
     Raises:
-        DataError: a missing column, numbers as text, empty texts, or a label outside the known ones.
+        DataError: a missing column, numbers as text, empty or damaged texts, or a label outside the known ones.
     """
     texts = _read_texts(source, text, "data.text", html)
     columns = [texts, _read_texts(source, text_pair, "data.text_pair", html)] if text_pair else [texts]
@@ -131,9 +134,9 @@ def clean(
     kept = [row for row in range(len(texts)) if row not in dropped]
     if not kept:
         raise DataError(f"{source.place}: every row's text is empty.")
-    declared = labels or source.label_names.get(label if isinstance(label, str) else "", [])
+    known = known or source.label_names.get(label if isinstance(label, str) else "", [])
     names, label_ids = read_labels(
-        source.table, kept, label, separator=label_separator, declared=declared, place=source.place
+        source.table, kept, label, separator=label_separator, declared=labels, known=known, place=source.place
     )
     whole: list[Text] = list(zip(*columns, strict=True)) if text_pair else list(texts)
     return Texts([whole[row] for row in kept], label_ids, names)
@@ -153,7 +156,7 @@ def _open_bundled(name: str) -> Source:
     reviews = bundled.reviews(name.removeprefix("bundled:"))
     table = tables.read(reviews.file)
     part = table[table["source"] == reviews.source].reset_index(drop=True)
-    return Source(part, name, f"{reviews.sha256}:{reviews.source}", {"label": list(reviews.labels)})
+    return _with_names(part, name, f"{reviews.sha256}:{reviews.source}", {"label": list(reviews.labels)})
 
 
 def _open_hub(name: str, split_name: str, refresh: bool) -> Source:
@@ -179,7 +182,22 @@ def _open_hub(name: str, split_name: str, refresh: bool) -> Source:
     features = part.features.items()
     kinds = {name: getattr(kind, "feature", kind) for name, kind in features}  # of a list: what is in it
     label_names = {name: list(kind.names) for name, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
-    return Source(part.to_pandas(), f"{name}, split {split_name}", f"{found.revision}:{split_name}", label_names)
+    return _with_names(part.to_pandas(), f"{name}, split {split_name}", f"{found.revision}:{split_name}", label_names)
+
+
+def _with_names(table: pd.DataFrame, place: str, fingerprint: str, label_names: dict[str, list[str]]) -> Source:
+    """Return a source in whose cells the names stand for their numbers: another source may number them otherwise."""
+    named = {
+        column: pd.Series([_named(cell, names) for cell in tables.column(table, column, place)], table.index, object)
+        for column, names in label_names.items()
+    }
+    return Source(table.assign(**named), place, fingerprint, label_names)
+
+
+def _named(cell: Any, names: list[str]) -> Any:
+    if isinstance(cell, list):
+        return [_named(item, names) for item in cell]
+    return None if pd.isna(cell) or int(cell) < 0 else names[int(cell)]  # data sets have -1 where no label is known
 
 
 def _first_line(error: Exception) -> str:
@@ -190,8 +208,18 @@ def _read_texts(source: Source, column: str, key: str, html: str) -> list[str]:
     """Return the texts of a column, "" for those that are missing or blank; `key` is the recipe's for the column."""
     cells = tables.column(source.table, column, source.place)
     _refuse_numbers(cells, column, key, source.place)
+    _refuse_halves(cells, column, source.place)
     found = [strip_tags(cell) if cell is not None and html == "strip" else cell or "" for cell in cells]
     return [cell if cell.strip() else "" for cell in found]
+
+
+def _refuse_halves(texts: list[Any], column: str, place: str) -> None:
+    rows = [row for row, cell in enumerate(texts) if cell and tables.HALF_CHARACTER.search(cell)]
+    if rows:
+        raise DataError(
+            f"{place}: {len(rows)} texts in column {column!r} hold half a character, a lone surrogate such as \\ud83d "
+            f"({name_rows(rows)}). Mend them: a text cut within an emoji is the usual cause."
+        )
 
 
 def _refuse_numbers(texts: list[Any], column: str, key: str, place: str) -> None:

@@ -1,11 +1,12 @@
 """The data looked at before training: counts, lengths, findings in plain words. It goes on where training refuses."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 
 from lorafit import data, encoders, findings, pipeline, predict, splits, tables, tasks, tokens
 from lorafit.data import Source, Text, Texts
@@ -13,10 +14,12 @@ from lorafit.errors import DataError, EncoderError, HubError, LorafitError, RunE
 from lorafit.findings import Finding, Row, Severity
 from lorafit.recipe import Data, Recipe
 from lorafit.runs import Run
+from lorafit.tables import HALF_CHARACTER
 
 _LOST_SHARE = 0.05  # of the tokens, from which on it is a warning
 _LABEL_ERRORS_SHOWN = 10
 _NEVER_CUT = 2**30  # tokens
+_NEAR_CHANCE = 0.9  # of the errors that the commonest answer would make
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class Findings:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A recipe's data as it is looked at: all texts, their rows, and the faults that training would refuse."""
+
+    labels: list[str]
+    texts: list[Text]
+    rows: list[Row]
+    faults: list[Finding]
+
+
 def examine(recipe: Recipe) -> Findings:
     """Return what there is to know about a recipe's data; nothing is trained, and nothing written.
 
@@ -61,25 +74,35 @@ def examine(recipe: Recipe) -> Findings:
     >>> [finding.sentence for finding in examine(recipe.load("recipes/demo.toml")).errors]
     []
     """
+    return _examined(recipe, _read(recipe))
+
+
+def _read(recipe: Recipe) -> _Read:
     settings = recipe.data
-    source = data.open_source(settings.source)
-    test_source = pipeline.open_test(settings) if settings.test_source else None
-    pool = _clean(source, settings, settings.labels)
+    source, found = _mended(data.open_source(settings.source), settings)
+    test_source, found_in_test = _mended(pipeline.open_test(settings), settings) if settings.test_source else (None, [])
+    pool = _clean(source, settings)
     test = _clean(test_source, settings, pool.labels) if test_source else None
     parts, refused = _split(recipe, pool, test)
     rows = _rows(source, settings, pool, {name: part for name, part in parts.items() if name != "test" or test is None})
-    found = refused + _empty(source, settings)
+    found += refused + _empty(source, settings)
     texts = pool.texts
     if test_source is not None and test is not None:
         own = {"test": parts.get("test", test)}
         rows += _rows(test_source, settings, test, own, settings.test_source)
-        found += _empty(test_source, settings)
+        found += found_in_test + _empty(test_source, settings)
         texts = texts + test.texts
-    lengths, unmeasured = _measured(recipe, texts)
-    found += [
+    return _Read(pool.labels, texts, rows, found)
+
+
+def _examined(recipe: Recipe, read: _Read) -> Findings:
+    settings, rows, labels = recipe.data, read.rows, read.labels
+    lengths, unmeasured = _measured(recipe, read.texts)
+    found = [
+        *read.faults,
         *unmeasured,
-        *findings.missing_classes(rows, pool.labels),
-        *findings.too_few(rows, pool.labels),
+        *findings.missing_classes(rows, labels),
+        *findings.too_few(rows, labels),
         *findings.leaks(rows),
         *findings.contradictions(rows),
         *findings.encodings(rows),
@@ -94,7 +117,7 @@ def examine(recipe: Recipe) -> Findings:
     return Findings(
         source=settings.source,
         texts=_by_split(row.split for row in rows),
-        classes={label: _by_split(homes[label]) for label in pool.labels},
+        classes={label: _by_split(homes[label]) for label in labels},
         lengths=lengths,
         findings=sorted(found, key=lambda finding: get_args(Severity).index(finding.severity)),
     )
@@ -108,7 +131,7 @@ def examine_run(run: Run) -> Findings:
 
     Raises:
         LorafitError: cleanlab is not installed.
-        RunError: the run is not finished, or its data has changed.
+        RunError: the run is not finished, or its data has changed since.
 
     >>> examine_run(runs.open_run("runs/demo")).findings[0].about
     'label errors'
@@ -116,12 +139,12 @@ def examine_run(run: Run) -> Findings:
     find_label_issues = _cleanlab()
     if not run.finished:
         raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
-    prepared = pipeline.data_of(run)
+    prepared = pipeline.unchanged_data_of(run)
     classifier = predict.Classifier.load(run.path, precision=run.record["runtime"]["precision"])
     held_out = (prepared.validation, prepared.test)
-    texts = [text for split in held_out for text in split.texts]
+    texts = [_joined(text) for split in held_out for text in split.texts]
     label_ids = np.concatenate([split.label_ids for split in held_out])
-    task = tasks.task_of(label_ids)
+    task = prepared.task
     probabilities = tasks.probabilities(np.concatenate([classifier.logits(split.tokens) for split in held_out]), task)
     several = task == "multi_label"
     suspects = find_label_issues(
@@ -131,23 +154,41 @@ def examine_run(run: Run) -> Findings:
         multi_label=several,
         n_jobs=1,
     ).tolist()
-    given = tasks.decide(probabilities, task)
-    examples = [_suspicion(texts[place], label_ids[place], given[place], prepared.labels) for place in suspects]
-    found = examine(run.recipe)
-    return replace(found, findings=_label_errors(len(suspects), len(texts), examples) + found.findings)
+    given = tasks.decide(probabilities, task, classifier.thresholds)
+    read = _read(run.recipe)
+    places = {(row.text, row.labels): row.place for row in reversed(read.rows)}  # of equal ones the first
+    examples = []
+    for suspect in suspects[:_LABEL_ERRORS_SHOWN]:
+        labelled, answer = (_names(ids[suspect], prepared.labels) for ids in (label_ids, given))
+        examples.append(_suspicion(texts[suspect], labelled, answer, places.get((texts[suspect], labelled), "")))
+    errors = _label_errors(len(suspects), len(texts), examples, _caveat(given, label_ids))
+    found = _examined(run.recipe, read)
+    return replace(found, findings=errors + found.findings)
 
 
-def _suspicion(text: Text, ids: np.ndarray, given: np.ndarray, labels: list[str]) -> str:
-    label, answer = (", ".join(_names(which, labels)) or "none" for which in (ids, given))
-    return findings.quoted(_joined(text), f"labelled {label}, the adapter says {answer}")
+def _suspicion(text: str, labelled: tuple[str, ...], answer: tuple[str, ...], place: str) -> str:
+    label, said = (", ".join(names) or "none" for names in (labelled, answer))
+    return findings.quoted(text, ", ".join([*filter(None, [place]), f"labelled {label}", f"the adapter says {said}"]))
 
 
-def _label_errors(suspects: int, texts: int, examples: list[str]) -> list[Finding]:
+def _caveat(given: np.ndarray, label_ids: np.ndarray) -> str:
+    """Return a warning of an adapter that errs about as often as one answer to everything; of others an empty text."""
+    commonest = label_ids.mean(axis=0) > 0.5 if label_ids.ndim == 2 else np.bincount(label_ids).argmax()
+    errors, of_commonest = (float((answer != label_ids).mean()) for answer in (given, commonest))
+    if errors < _NEAR_CHANCE * of_commonest:
+        return ""
+    return (
+        f" But the adapter itself contradicts {errors:.1%} of the labels, and one answer to everything would contradict"
+        f" {of_commonest:.1%}: it knows too little to be relied on here."
+    )
+
+
+def _label_errors(suspects: int, texts: int, examples: list[str], caveat: str) -> list[Finding]:
     if not suspects:
         return []
     count = f"{suspects:,} of {texts:,} validation and test texts may have a wrong label"
-    sentence = f"{count}, the likeliest first. Read them, and mend those that are wrong."
-    return [Finding("warning", "label errors", sentence, suspects, examples[:_LABEL_ERRORS_SHOWN])]
+    sentence = f"{count}, the likeliest first. Read them, and mend those that are wrong.{caveat}"
+    return [Finding("warning", "label errors", sentence, suspects, examples)]
 
 
 def _cleanlab() -> Any:
@@ -158,8 +199,8 @@ def _cleanlab() -> Any:
     return find_label_issues
 
 
-def _clean(source: Source, settings: Data, labels: list[str]) -> Texts:
-    return pipeline.clean(source, settings.model_copy(update={"on_empty": "drop"}), labels)
+def _clean(source: Source, settings: Data, known: Sequence[str] = ()) -> Texts:
+    return pipeline.clean(source, settings.model_copy(update={"on_empty": "drop"}), known)
 
 
 def _split(recipe: Recipe, pool: Texts, test: Texts | None) -> tuple[dict[str, Texts], list[Finding]]:
@@ -193,6 +234,29 @@ def _names(ids: int | np.ndarray, labels: list[str]) -> tuple[str, ...]:
 
 def _joined(text: Text) -> str:
     return "\n".join(data.parts(text))
+
+
+def _mended(source: Source, settings: Data) -> tuple[Source, list[Finding]]:
+    """Return the source with "?" for half a character, so that the rest can be read, and an error where one stands."""
+    halves: dict[int, str] = {}
+    columns = {}
+    for name in filter(None, (settings.text, settings.text_pair)):
+        cells = list(enumerate(tables.column(source.table, name, source.place)))
+        broken = {row: HALF_CHARACTER.sub("?", cell) for row, cell in cells if _is_broken(cell)}
+        columns[name] = pd.Series([broken.get(row, cell) for row, cell in cells], source.table.index, object)
+        halves |= broken
+    if not halves:
+        return source, []
+    sentence = (
+        f"{source.place}: {len(halves):,} rows hold half a character, a lone surrogate "
+        f"({tables.name_rows(sorted(halves))}). Training refuses them. A text cut within an emoji is the usual cause."
+    )
+    found = Finding("error", "half characters", sentence, len(halves))
+    return replace(source, table=source.table.assign(**columns)), [found]
+
+
+def _is_broken(cell: Any) -> bool:
+    return isinstance(cell, str) and HALF_CHARACTER.search(cell) is not None
 
 
 def _empty(source: Source, settings: Data) -> list[Finding]:

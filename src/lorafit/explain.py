@@ -18,8 +18,11 @@ from lorafit.bundle import Loaded
 from lorafit.data import strip_tags
 from lorafit.errors import DataError, LorafitError
 from lorafit.files import write_text
+from lorafit.tables import HALF_CHARACTER
 
 STEPS = 64  # of the integral; Gauss-Legendre
+_FINER = (1, 4, 16)  # times as many steps, one after the other, until the integral has settled
+_MOST_GAP = 0.05  # of what all tokens' shares weigh together
 _TOKENS_AT_ONCE = 2048
 _MOST_NAMED = 5
 _DRAWS = 20
@@ -79,8 +82,16 @@ class Explanation:
     words: list[Word]
     special_tokens: float
     gap: float
+    settled: bool  # whether the gap is small beside the shares
     is_head: bool
     check: Check
+
+    @property
+    def caveat(self) -> str:
+        """A sentence on an integral that has not settled; empty where it has."""
+        if self.settled:
+            return ""
+        return f"The integral has not settled: the words' shares miss the decision's log-odds by {abs(self.gap):.2g}."
 
     def as_record(self) -> dict[str, Any]:
         """Return all of it as plain values."""
@@ -103,7 +114,7 @@ def explain(
 
     Raises:
         LorafitError: captum is not installed.
-        DataError: an empty text, or an adapter that reads pairs.
+        DataError: an empty or damaged text, one without a word, or an adapter that reads pairs.
         BundleError: no adapter there, or one that is damaged.
 
     >>> explain("runs/demo", "A film to remember.").check.named
@@ -116,13 +127,18 @@ def explain(
     read = strip_tags(text) if loaded.manifest.html == "strip" else text
     if not read.strip():
         raise DataError("The text is empty; there is nothing to explain.")
+    if HALF_CHARACTER.search(read):
+        raise DataError("The text holds half a character, a lone surrogate; it is damaged.")
     head, encoded = _head(loaded, read)
+    if not _words(head, encoded, np.zeros(len(encoded["input_ids"]))):
+        raise DataError("The tokenizer finds no word in the text; there is nothing to explain.")
     probabilities = _probabilities(loaded, [head])[0]
     label_id = _decided(loaded, probabilities)
     ids = torch.tensor([encoded["input_ids"]])
     attributions, log_odds, of_padding = _attributed(loaded, ids, encoded.sequence_ids(0), label_id)
     words = _words(head, encoded, attributions)
     total = sum(word.attribution for word in words)
+    gap = float(attributions.sum()) - (log_odds - of_padding)
     return Explanation(
         text=head,
         label=loaded.manifest.labels[label_id],
@@ -131,7 +147,8 @@ def explain(
         log_odds_of_padding=of_padding,
         words=words,
         special_tokens=float(attributions.sum()) - total,
-        gap=float(attributions.sum()) - (log_odds - of_padding),
+        gap=gap,
+        settled=_is_settled(attributions, gap),
         is_head=len(head) < len(read),
         check=_checked(loaded, head, words, label_id, float(probabilities[label_id])),
     )
@@ -151,7 +168,8 @@ def write_page(explanation: Explanation, file: Path) -> None:
         shown = f'<span style="{style}" title="{word.attribution:+.3f}">{html.escape(word.word)}</span>'
         pieces.append(html.escape(between) + shown)
     title = html.escape(f"{explanation.label} ({explanation.probability:.3f})")
-    check, label = html.escape(str(explanation.check)), html.escape(explanation.label)
+    check = html.escape(" ".join(filter(None, [str(explanation.check), explanation.caveat])))
+    label = html.escape(explanation.label)
     write_text(file, _PAGE.format(title=title, words="".join(pieces), label=label, check=check))
 
 
@@ -208,20 +226,28 @@ def _attributed(
         return wanted if several else wanted - others.logsumexp(dim=1)
 
     embeddings = loaded.model.get_input_embeddings()
-    shares = integrated_gradients(log_odds, embeddings).attribute(
-        ids,
-        baselines=padding,
-        additional_forward_args=(mask,),
-        n_steps=STEPS,
-        internal_batch_size=max(1, _TOKENS_AT_ONCE // ids.shape[1]),
-    )
     with torch.inference_mode():
         of_text = log_odds(ids, mask).item()
         # Padding's embeddings in place of the text's: asked by its ids, RoBERTa would count its places otherwise.
         hook = embeddings.register_forward_hook(lambda module, *_: module.forward(padding))
         of_padding = log_odds(ids, mask).item()
         hook.remove()
-    return shares.detach().sum(dim=-1)[0].double().numpy(), of_text, of_padding
+    for finer in _FINER:
+        found = integrated_gradients(log_odds, embeddings).attribute(
+            ids,
+            baselines=padding,
+            additional_forward_args=(mask,),
+            n_steps=STEPS * finer,
+            internal_batch_size=max(1, _TOKENS_AT_ONCE // ids.shape[1]),
+        )
+        shares = found.detach().sum(dim=-1)[0].double().numpy()
+        if _is_settled(shares, float(shares.sum()) - (of_text - of_padding)):
+            break
+    return shares, of_text, of_padding
+
+
+def _is_settled(shares: np.ndarray, gap: float) -> bool:
+    return abs(gap) <= _MOST_GAP * float(np.abs(shares).sum())
 
 
 def _captum() -> Any:

@@ -28,11 +28,13 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Merged:
-    """What merging did: the folder, and the largest difference between its logits and those of base with adapter."""
+    """What merging did: the folder, the largest difference between its logits and those of base with adapter, and what
+    the merged model can't keep, a sentence each."""
 
     folder: Path
     gap: float
     texts: int
+    lost: list[str]
 
 
 def merge(
@@ -85,7 +87,7 @@ def merge(
             raise BundleError(f"The merged model answers otherwise: its logits differ by up to {gap:.2g}.")
         _write_record(unfinished, loaded, gap, texts)
         card.write_merged(unfinished, loaded.manifest)
-    return Merged(target, gap, len(texts))
+    return Merged(target, gap, len(texts), card.lost_in_merging(loaded.manifest))
 
 
 def _refuse_to_replace(target: Path, overwrite: bool) -> None:

@@ -74,6 +74,8 @@ def too_few(rows: Sequence[Row], labels: Sequence[str]) -> list[Finding]:
             "No score of so few means anything: find more, or join classes."
         )
         found.append(Finding("warning", "rare classes", sentence, sum(rare.values())))
+    if not counts:
+        return found
     (common, most), (least_common, least) = counts.most_common()[0], counts.most_common()[-1]
     if most >= _IMBALANCE * least:
         sentence = (

@@ -81,7 +81,7 @@ def prepare(recipe: Recipe) -> Prepared:
     found = prepared.find(key)
     known = found is not None
     if found is None:
-        pool = clean(source, recipe.data, recipe.data.labels)
+        pool = clean(source, recipe.data)
         test = clean(test_source, recipe.data, pool.labels) if test_source else None
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
         parts = splits.split(pool, *sizes, seed=recipe.seed, test=test)
@@ -199,15 +199,16 @@ def open_test(settings: Data, *, refresh: bool = False) -> data.Source:
     return data.open_source(settings.test_source, refresh=refresh)
 
 
-def clean(source: data.Source, settings: Data, labels: list[str]) -> data.Texts:
-    """Return a source's texts and label ids, checked, by the recipe's [data] table."""
+def clean(source: data.Source, settings: Data, known: Sequence[str] = ()) -> data.Texts:
+    """Return a source's texts and label ids, checked, by the recipe's [data] table; `known` are a test's labels."""
     return data.clean(
         source,
         text=settings.text,
         text_pair=settings.text_pair,
         label=settings.label,
         label_separator=settings.label_separator,
-        labels=labels,
+        labels=settings.labels,
+        known=known,
         on_empty=settings.on_empty,
         html=settings.html,
     )
@@ -219,7 +220,8 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
     same_encoder = run.record["encoder_sha256"] == encoders.locate(recipe.encoder.name).sha256
     if run.record["prepared"] != found.key or not same_encoder:
         raise RunError(
-            f"{run.path} was trained on other {'data' if same_encoder else 'encoder weights'} under the same name. "
+            f"{run.path} was trained on other {'data' if same_encoder else 'encoder weights'} under the same name"
+            f"{', or prepared by an earlier lorafit' if same_encoder else ''}. "
             "Choose another folder with --out, or replace it with --overwrite."
         )
     if not run.finished:
@@ -235,9 +237,21 @@ def data_of(run: Run) -> Prepared:
     Raises:
         RunError: it is gone, and what stands in its place now is something else.
     """
-    found = prepared.find(run.record["prepared"]) or prepare(run.recipe)
+    return prepared.find(run.record["prepared"]) or unchanged_data_of(run)
+
+
+def unchanged_data_of(run: Run) -> Prepared:
+    """Return the data that a run was started with, as its source has it still.
+
+    Raises:
+        RunError: it holds something else now.
+    """
+    found = prepare(run.recipe)
     if found.key != run.record["prepared"]:
-        raise RunError(f"The data of {run.path} has changed since it was started. Train it anew with --overwrite.")
+        raise RunError(
+            f"The data of {run.path} has changed since it was started, or was prepared by an earlier lorafit. "
+            "Train it anew with --overwrite."
+        )
     return found
 
 

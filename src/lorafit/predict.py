@@ -13,9 +13,9 @@ from peft import PeftModel
 from lorafit import adapter, bundle, runtime, tables, tasks
 from lorafit.bundle import Loaded
 from lorafit.console import bar
-from lorafit.data import Text, parts
+from lorafit.data import Text, parts, strip_tags
 from lorafit.errors import DataError
-from lorafit.manifest import Task
+from lorafit.manifest import Manifest, Task
 from lorafit.runtime import Runtime
 from lorafit.tables import name_rows
 from lorafit.tokens import Tokens, ask, pad
@@ -130,6 +130,16 @@ class Classifier:
         """Whether it reads pairs of texts."""
         return self._loaded.manifest.text_pair
 
+    @property
+    def thresholds(self) -> list[float] | None:
+        """A probability for each label from which it is given; None: none were fitted."""
+        return self._loaded.manifest.thresholds
+
+    @property
+    def different_base(self) -> str | None:
+        """The SHA-256 of the base's weights where they are not those that the adapter was trained on."""
+        return self._loaded.different_base
+
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
         if base and "base" not in self._engines:
@@ -141,7 +151,7 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
         """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""
-        _refuse_non_texts(texts, self.text_pair)
+        _refuse_non_texts(texts, self._loaded.manifest)
         if not texts:
             return np.empty((0, len(self.labels)))
         return tasks.probabilities(self.logits(self._loaded.encode(texts), base=base), self.task)
@@ -158,16 +168,16 @@ class Classifier:
             base: ask the encoder with its untrained head, without the adapter.
 
         Raises:
-            DataError: something that is not a text, or not a pair, or an empty one.
+            DataError: something that is not a text, or not a pair, an empty one, or one with half a character.
         """
         probabilities = self.probabilities(texts, base=base)
-        thresholds = None if base else self._loaded.manifest.thresholds  # they were fitted to the adapter's answers
+        thresholds = None if base else self.thresholds  # they were fitted to the adapter's answers
         decided = tasks.decide(probabilities, self.task, thresholds)
         return [
             dict(zip(("text", "text_pair"), parts(text), strict=False))
             | {f"{label}_prob": float(p) for label, p in zip(self.labels, row, strict=True)}
             | self._given(label_ids)
-            | ({"different_base": self._loaded.different_base} if self._loaded.different_base else {})
+            | ({"different_base": self.different_base} if self.different_base else {})
             for text, row, label_ids in zip(texts, probabilities, decided, strict=True)
         ]
 
@@ -185,7 +195,7 @@ class Classifier:
         """
         waiting, answered = iter(texts), 0
         while some := list(islice(waiting, TEXTS_AT_ONCE)):
-            _refuse_non_texts(some, self.text_pair, answered)
+            _refuse_non_texts(some, self._loaded.manifest, answered)
             yield from self.predict(some, base=base)
             answered += len(some)
 
@@ -236,18 +246,14 @@ def predict_file(
         raise DataError(f"{source}: this adapter reads {reads}.")
     given = "labels" if classifier.task == "multi_label" else "label"
     added = [f"predicted_{given}", *(f"{label}_prob" for label in classifier.labels)]
+    added += ["different_base"] if classifier.different_base else []
     clash = [name for name in added if name in table.columns]
     if clash:
         raise DataError(
             f"{source} has a column {clash[0]!r} already, which the answers would replace. Rename it first."
         )
-    answers = classifier.predict(texts, base=base)
-    table[f"predicted_{given}"] = [answer[given] for answer in answers]
-    for name in added[1:]:
-        table[name] = [answer[name] for answer in answers]
-    if "different_base" in answers[0]:
-        table["different_base"] = answers[0]["different_base"]
-    tables.write(table, target)
+    answers = pd.DataFrame(classifier.predict(texts, base=base), table.index).rename(columns={given: added[0]})
+    tables.write(pd.concat([table, answers[added]], axis=1), target)
     return len(table)
 
 
@@ -271,7 +277,8 @@ def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
         start += size
 
 
-def _refuse_non_texts(texts: Sequence[Text], pairs: bool, before: int = 0) -> None:
+def _refuse_non_texts(texts: Sequence[Text], made: Manifest, before: int = 0) -> None:
+    pairs = made.text_pair
     for number, text in enumerate(texts, start=before + 1):
         kind = type(text).__name__
         if pairs and not (isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)):
@@ -282,5 +289,7 @@ def _refuse_non_texts(texts: Sequence[Text], pairs: bool, before: int = 0) -> No
             raise DataError(f"Text {number} is a pair; this adapter reads single texts.")
         if not pairs and not isinstance(text, str):
             raise DataError(f"Text {number} is of type {kind}, not a text.")
-        if not all(part.strip() for part in parts(text)):
+        if not all((strip_tags(part) if made.html == "strip" else part).strip() for part in parts(text)):
             raise DataError(f"Text {number} is empty; there is nothing to classify.")
+        if any(map(tables.HALF_CHARACTER.search, parts(text))):
+            raise DataError(f"Text {number} holds half a character, a lone surrogate; it is damaged.")

@@ -23,7 +23,7 @@ from lorafit.manifest import LongText, Task
 from lorafit.runtime import cache_dir
 from lorafit.tokens import Tokens, encode
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)

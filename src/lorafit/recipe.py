@@ -82,6 +82,22 @@ class Data(_Table):
             raise ValueError(f"data.labels needs at least two names, each once; it is {self.labels}")
         return self
 
+    @field_validator("label_separator")
+    @classmethod
+    def _json_is_written_small(cls, separator: str) -> str:
+        if separator != "json" and separator.lower() == "json":
+            raise ValueError(f'data.label_separator = "{separator}": cells that are JSON lists have "json"')
+        return separator
+
+    @model_validator(mode="after")
+    def _split_is_of_the_hub(self) -> "Data":
+        if self.test_source.startswith("split:") and not self.source.startswith("hub:"):
+            raise ValueError(
+                f'data.test_source = "{self.test_source}" is a split of a Hub data set, and data.source, '
+                f"{self.source}, is none. Name a file or another source, or leave it out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _columns_are_labels_or_hold_them(self) -> "Data":
         if isinstance(self.label, str):

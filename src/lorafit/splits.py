@@ -47,6 +47,11 @@ def split(
     apart = [row for row, text in enumerate(pool.texts) if text not in seen]
     if len(apart) < len(pool):
         say(f"{len(pool) - len(apart)} texts also stand in the test; they are left out of training.")
+    if not apart:
+        raise DataError(
+            "Every training text stands in the test too: nothing is left to train on. Name another data.test_source, "
+            "or leave it out, and the test is split from data.source."
+        )
     pool = pool.take(apart)
     _refuse_rare_class(pool)
     _refuse_unlike(test, pool)

@@ -6,6 +6,7 @@ keep their own types, so a missing value there is None.
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lorafit.files import write_atomically
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MOST_LABELS = 150
+HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a lone surrogate: JSON can say it, UTF-8 and tokenizers can't
 _ROWS_NAMED = 5
 _TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "message", "body")
 _LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "y")
@@ -186,7 +188,7 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except ValueError as error:  # a number of 5,000 digits too
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f'line {number} holds no object such as {{"text": ..., "label": ...}}')

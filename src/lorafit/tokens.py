@@ -16,6 +16,7 @@ from lorafit.data import Text
 from lorafit.manifest import LongText
 
 _TEXTS_AT_ONCE = 1000
+_SPARE_TOKENS = 16  # beyond those that are read: a word that is cut in two may fall into other tokens
 HEAD_SHARE = 0.25  # of "head+tail": 128 of 512 tokens, the best of those that Sun et al. 2019 (arXiv:1905.05583) tried
 OVERLAP_SHARE = 0.25  # of a window, with the one before: what a cut tears apart stands whole in one of the two
 
@@ -156,8 +157,9 @@ def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: Long
             _Read([ids] if len(ids) <= max_tokens else [ids[:head] + ids[head - max_tokens :]], len(ids) > max_tokens)
             for ids in whole
         ]
+    are_pairs = not isinstance(texts[0], str)
     encoded = tokenizer(
-        texts,
+        _shortened(texts, tokenizer, max_tokens) if are_pairs else texts,
         truncation=True,
         max_length=max_tokens,
         padding=False,
@@ -166,13 +168,54 @@ def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: Long
     )
     if long_text == "head":
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-        are_pairs = not isinstance(texts[0], str)
         type_ids = encoded["token_type_ids"] if are_pairs and "token_type_ids" in encoded else [None] * len(texts)
         return [_Read([ids], *more) for ids, *more in zip(encoded["input_ids"], cut, type_ids, strict=True)]
     found = [_Read([], is_cut=False) for _ in texts]
     for ids, text in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True):
         found[text].windows.append(ids)
     return found
+
+
+def _shortened(pairs: list[Text], tokenizer: Any, max_tokens: int) -> list[Text]:
+    """Return pairs of which the same tokens are read, without most of what is not.
+
+    What tokenizers cuts off it keeps: of a pair each piece of the first text beside each of the second, a square.
+    """
+    found = list(pairs)
+    long = [row for row, pair in enumerate(pairs) if max(map(len, pair)) > max_tokens]  # in characters
+    if not long:
+        return found
+    firsts, seconds = (
+        tokenizer(
+            [pairs[row][side] for row in long],
+            add_special_tokens=False,
+            truncation=True,
+            max_length=max_tokens + 2 * _SPARE_TOKENS,
+            padding=False,
+        ).encodings
+        for side in (0, 1)
+    )
+    for row, first, second in zip(long, firsts, seconds, strict=True):
+        lengths = _length(first), _length(second)
+        found[row] = (
+            _head(pairs[row][0], first, _most_read(*lengths, max_tokens)),
+            _head(pairs[row][1], second, _most_read(*lengths[::-1], max_tokens)),
+        )
+    return found
+
+
+def _most_read(own: int, other: int, max_tokens: int) -> int:
+    """Return how many tokens of a text are kept beside another one; the longer stays so, for it is cut otherwise."""
+    return max_tokens - min(other, max_tokens // 2) + _SPARE_TOKENS + (own > other)
+
+
+def _length(encoding: Any) -> int:
+    """Return the number of a text's tokens, those cut off too."""
+    return len(encoding) + sum(map(len, encoding.overflowing))
+
+
+def _head(text: str, encoding: Any, count: int) -> str:
+    return text if len(encoding) <= count else text[: encoding.offsets[count - 1][1]]
 
 
 def _special_tokens(tokenizer: Any) -> tuple[int, int]:

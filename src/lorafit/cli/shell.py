@@ -79,8 +79,11 @@ def recipe_for_file(file: Path, columns: Columns, settings: tuple[str, ...]) -> 
     from lorafit import recipe, tables
 
     text, pair, label = columns
+    table = tables.read(file)
+    for name in filter(None, columns):
+        tables.column(table, name, str(file))
     if not (text and label):
-        others = tables.read(file).drop(columns=[pair] if pair else [], errors="ignore")
+        others = table.drop(columns=[pair] if pair else [])
         found = tables.guess_columns(others, str(file))
         text, label = text or found.text, label or found.label
         console.say(f"Columns found: texts in {text!r}, labels in {label!r}.")

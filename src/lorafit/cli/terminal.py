@@ -133,6 +133,8 @@ def print_explanation(found: "Explanation") -> None:
     if found.is_head:
         typer.echo("The text is longer than the window: this is the decision on its head.")
     typer.echo(str(found.check))
+    if found.caveat:
+        typer.echo(found.caveat)
 
 
 def print_predictions(answers: list[dict[str, Any]]) -> None:

@@ -137,6 +137,8 @@ def merge(
 
     made = export.merge(bundle, target, encoder=encoder, allow_different_base=allow_different_base, overwrite=overwrite)
     typer.echo(f"Wrote {made.folder}. Largest logit gap to the unmerged model: {made.gap:.1e} on {made.texts} texts.")
+    for sentence in made.lost:
+        typer.echo(sentence)
 
 
 def _lines_of_standard_input() -> list[str]:
