@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from lorafit import bundle, checks, cli, encoders, export, manifest, predict, proof
+from lorafit import bundle, checks, encoders, export, manifest, predict, proof
+from lorafit.cli import trained
 from lorafit.errors import LorafitError
 from lorafit.files import sha256_of
 from tests.conftest import texts_and_labels
@@ -150,6 +151,11 @@ LIES: dict[str, list[tuple[tuple[str, ...], list[Any]]]] = {
         (("seed",), [-1, 2**32, 2**64, 10**30]),
         (("temperature",), [1e-308, 1e308]),
         (("html",), ["strip"]),
+        (("task",), ["multi_label"]),
+        (("text_pair",), [True]),
+        (("long_text",), ["head+tail", "windows:mean", "windows:max"]),
+        (("pooling",), ["mean"]),
+        (("thresholds",), [[0.5], [0.5, 0.5], [1e-300, 0.5], [0.0, 1.0]]),
         (("base", "sha256"), ["0" * 64]),
         (("base", "id"), NAMES),
         (("base", "revision"), NAMES),
@@ -371,7 +377,7 @@ def shown(folder: Path) -> str:
     """Return what `lorafit inspect` prints."""
     page = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     with redirect_stdout(page):
-        cli.inspect(folder)
+        trained.inspect(folder)
     page.seek(0)
     return page.read()
 
