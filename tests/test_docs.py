@@ -123,7 +123,7 @@ def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path, hub:
     hub.commits[encoder.hub_id] = encoder.revision
 
     pool = data.open_source("bundled:imdb").table.sample(300, random_state=0)
-    pool = pool.assign(sentiment=pool["label"].map({"0": "negative", "1": "positive"})).rename(
+    pool = pool.assign(sentiment=pool["label"].map({"neg": "negative", "pos": "positive"})).rename(
         columns={"text": "review"}
     )
     pool[["review", "sentiment"]].to_csv(tmp_path / "reviews.csv", index=False)
