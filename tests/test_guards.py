@@ -141,9 +141,10 @@ def test_a_rate_far_from_what_lora_needs_is_said(rate: float, ratio: float, says
     assert str(said[0].message).startswith(says)
 
 
-def test_the_usual_rates_pass() -> None:
+def test_the_usual_rates_pass(recwarn: pytest.WarningsRecorder) -> None:
     for rate, ratio in ((1e-4, 1.0), (2e-4, 1.0), (1e-3, 1.0), (2e-3, 1.0), (2e-2, 1.0), (5e-5, 16.0), (1e-3, 16.0)):
         guards.look_at_rate(rate, ratio)
+    assert [str(said.message) for said in recwarn] == []
 
 
 def test_of_the_recipes_that_come_with_lorafit_project_a_alone_has_a_rate_far_from_what_lora_needs() -> None:
