@@ -117,6 +117,21 @@ def test_the_card_of_several_labels_or_of_pairs_runs_too(
             assert found == (answer["labels"] if made.task == "multi_label" else answer["label"])
 
 
+@pytest.mark.parametrize("policy", ["windows:mean", "windows:max"])
+def test_the_card_of_windows_reads_all_of_a_long_text_in_plain_peft(
+    policy: str, trained: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(trained / "adapter", tmp_path / "adapter"))
+    reseal(folder, long_text=policy, max_tokens=12)
+    card.write(folder, manifest.read(folder))
+    texts = [*TEXTS, " ".join(TEXTS) * 3]
+    place = {"path/to/tiny": str(tiny), '["A text."]': repr(texts)}
+    over_base, _ = run_the_card(folder, monkeypatch, **place)
+    assert len(over_base["text_of_window"]) > len(texts)
+    expected = Classifier.load(folder, precision="fp32").probabilities(texts)
+    np.testing.assert_allclose(over_base["probabilities"].numpy(), expected, atol=1e-5)
+
+
 def test_the_card_of_an_encoder_that_is_not_on_the_hub_runs_too(
     trained: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

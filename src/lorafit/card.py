@@ -9,6 +9,7 @@ from lorafit.data import TAG
 from lorafit.files import write_text
 from lorafit.manifest import Base, Manifest
 from lorafit.recipe import Adapter
+from lorafit.tokens import overlap
 
 FILE = "README.md"
 
@@ -160,7 +161,7 @@ def _use(manifest: Manifest) -> str:
     with_lorafit = _WITH_LORAFIT.format(text=_PAIR if manifest.text_pair else _TEXT)
     if manifest.pooling == "mean":
         return f"{_MEAN}\n\n{with_lorafit}"
-    cut = _CUT.format(max_tokens=manifest.max_tokens) if manifest.long_text != "head" else ""
+    cut = _CUT.format(max_tokens=manifest.max_tokens) if manifest.long_text == "head+tail" else ""
     plain = "\n\n".join(["With plain PEFT, for which the names of the labels have to be given:", *_snippets(manifest)])
     return f"{plain}\n\n{cut}{with_lorafit}"
 
@@ -169,7 +170,7 @@ def _snippets(manifest: Manifest) -> list[str]:
     names = dict(enumerate(manifest.labels))
     strips = manifest.html == "strip"
     ask = _ASK.format(
-        max_tokens=manifest.max_tokens,
+        logits=_logits(manifest),
         strip=(_STRIP_PAIRS if manifest.text_pair else _STRIP) if strips else "",
         text=_PAIR if manifest.text_pair else _TEXT,
         normalized="sigmoid()" if manifest.task == "multi_label" else "softmax(-1)",
@@ -187,6 +188,15 @@ def _snippets(manifest: Manifest) -> list[str]:
     if manifest.base.id is None:
         return [f"With the encoder `{manifest.base.name}` at hand:", whole]
     return [_AUTO.format(imports=imports, names=names, ask=ask), "Or over a base that you load yourself:", whole]
+
+
+def _logits(manifest: Manifest) -> str:
+    """Return the Python lines that read the texts: all of their windows, where those were trained on."""
+    if not manifest.long_text.startswith("windows"):
+        return _LOGITS.format(max_tokens=manifest.max_tokens)
+    pool = "amax" if manifest.long_text == "windows:max" else "mean"
+    stride = overlap(manifest.max_tokens)
+    return _LOGITS_OF_WINDOWS.format(max_tokens=manifest.max_tokens, stride=stride, pool=pool)
 
 
 def _given(manifest: Manifest) -> str:
@@ -208,11 +218,21 @@ texts = [tuple(re.sub({TAG.pattern!r}, " ", text) for text in pair) for pair in 
 _ASK = """\
 tokenizer = AutoTokenizer.from_pretrained(folder)
 texts = [{text}]
-{strip}{thresholds}batch = tokenizer(texts, truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
-with torch.inference_mode():
-    probabilities = model(**batch).logits.{normalized}
+{strip}{thresholds}{logits}
+probabilities = logits.{normalized}
 for row in probabilities:
     print({given}, row.tolist())"""
+_LOGITS = """\
+batch = tokenizer(texts, truncation=True, max_length={max_tokens}, padding=True, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(**batch).logits"""
+_LOGITS_OF_WINDOWS = """\
+in_windows = {{"max_length": {max_tokens}, "stride": {stride}, "return_overflowing_tokens": True}}  # as in training
+batch = tokenizer(texts, truncation=True, padding=True, return_tensors="pt", **in_windows)
+text_of_window = batch.pop("overflow_to_sample_mapping")
+with torch.inference_mode():
+    logits = model(**batch).logits
+logits = torch.stack([logits[text_of_window == number].{pool}(0) for number in range(len(texts))])"""
 
 _AUTO = """\
 ```python

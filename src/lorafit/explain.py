@@ -26,6 +26,7 @@ _MOST_GAP = 0.05  # of what all tokens' shares weigh together
 _TOKENS_AT_ONCE = 2048
 _MOST_NAMED = 5
 _DRAWS = 20
+_FOR, _AGAINST = "0, 114, 178", "213, 94, 0"  # blue and vermillion, which the colour-blind can tell apart
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title>
@@ -33,7 +34,7 @@ _PAGE = """<!doctype html>
 p {{ white-space: pre-wrap }} span {{ border-radius: .2em; padding: .1em 0 }}</style>
 <h1>{title}</h1>
 <p>{words}</p>
-<small>Green words speak for {label}, red ones against it; their numbers, in log-odds, show under the pointer.
+<small>Blue words speak for {label}, orange ones against it; their numbers, in log-odds, show under the pointer.
 {check}</small>
 </html>
 """
@@ -163,7 +164,7 @@ def write_page(explanation: Explanation, file: Path) -> None:
     most = max((abs(word.attribution) for word in explanation.words), default=0.0) or 1.0
     pieces = []
     for between, word in pieces_of(explanation):
-        colour = "0, 150, 80" if word.attribution > 0 else "220, 50, 40"
+        colour = _FOR if word.attribution > 0 else _AGAINST
         style = f"background: rgba({colour}, {0.7 * abs(word.attribution) / most:.2f})"
         shown = f'<span style="{style}" title="{word.attribution:+.3f}">{html.escape(word.word)}</span>'
         pieces.append(html.escape(between) + shown)

@@ -17,8 +17,8 @@ from lorafit.manifest import LongText
 
 _TEXTS_AT_ONCE = 1000
 _SPARE_TOKENS = 16  # beyond those that are read: a word that is cut in two may fall into other tokens
-HEAD_SHARE = 0.25  # of "head+tail": 128 of 512 tokens, the best of those that Sun et al. 2019 (arXiv:1905.05583) tried
-OVERLAP_SHARE = 0.25  # of a window, with the one before: what a cut tears apart stands whole in one of the two
+_HEAD_SHARE = 0.25  # of "head+tail": 128 of 512 tokens, the best of those that Sun et al. 2019 (arXiv:1905.05583) tried
+_OVERLAP_SHARE = 0.25  # of a window, with the one before: what a cut tears apart stands whole in one of the two
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,15 @@ def encode(texts: Sequence[Text], tokenizer: Any, max_tokens: int = 512, long_te
     )
 
 
+def overlap(max_tokens: int) -> int:
+    """Return how many tokens a window of `max_tokens` shares with the one before.
+
+    >>> overlap(128)
+    32
+    """
+    return int(max_tokens * _OVERLAP_SHARE)
+
+
 def pad(tokens: Tokens, texts: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
     """Return one batch: `input_ids` and `attention_mask`, both (windows, longest) and int64.
 
@@ -152,7 +161,7 @@ def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: Long
     if long_text == "head+tail":
         whole = tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
         before, behind = _special_tokens(tokenizer)
-        head = before + int((max_tokens - before - behind) * HEAD_SHARE)
+        head = before + int((max_tokens - before - behind) * _HEAD_SHARE)
         return [
             _Read([ids] if len(ids) <= max_tokens else [ids[:head] + ids[head - max_tokens :]], len(ids) > max_tokens)
             for ids in whole
@@ -163,7 +172,7 @@ def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: Long
         truncation=True,
         max_length=max_tokens,
         padding=False,
-        stride=int(max_tokens * OVERLAP_SHARE) if long_text != "head" else 0,
+        stride=overlap(max_tokens) if long_text != "head" else 0,
         return_overflowing_tokens=long_text != "head",
     )
     if long_text == "head":

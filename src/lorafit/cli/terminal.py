@@ -112,7 +112,7 @@ def print_findings(found: "Findings") -> None:
 
 
 def print_explanation(found: "Explanation") -> None:
-    """Print the text with green words for the label and red ones against it; where there is no colour, with numbers."""
+    """Print the text, blue words for the label and orange ones against it; where there is no colour, with numbers."""
     from rich.text import Text
 
     from lorafit.explain import pieces_of
@@ -122,12 +122,14 @@ def print_explanation(found: "Explanation") -> None:
     shown = Text()
     for between, word in pieces_of(found):
         strong = abs(word.attribution) > most / 3
-        colour = ("green" if word.attribution > 0 else "red") if abs(word.attribution) > most / 10 else ""
+        colour = (
+            ("dodger_blue1" if word.attribution > 0 else "dark_orange") if abs(word.attribution) > most / 10 else ""
+        )
         shown.append(between)
         shown.append(word.word, f"bold {colour}" if strong else colour)
         if not console.is_terminal:
             shown.append(f"({word.attribution:+.2f})")
-    how = "for it in green, against it in red" if console.is_terminal else "for and against it in log-odds"
+    how = "for it in blue, against it in orange" if console.is_terminal else "for and against it in log-odds"
     typer.echo(f"{found.label}, probability {found.probability:.3f}; {how}")
     console.print(shown, soft_wrap=True)
     if found.is_head:
