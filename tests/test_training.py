@@ -139,6 +139,30 @@ def test_the_best_epoch_is_what_stays(
     assert all(torch.equal(now[name], seen[best][name]) for name in now)
 
 
+def test_the_mean_of_the_last_weights_is_what_is_validated_and_stays(tiny: Path, tmp_path: Path) -> None:
+    model, tokenizer = attached(tiny)
+    after: list[dict[str, torch.Tensor]] = []
+    validated: list[dict[str, torch.Tensor]] = []
+
+    def log(line: dict[str, Any]) -> None:
+        if "loss" in line:
+            after.append(adapter.trained_weights(model))
+
+    def validate(model: Any, on_batch: Any) -> dict[str, float]:
+        validated.append(adapter.trained_weights(model))
+        return {"accuracy": 0.5 + len(validated) / 10, "f1": 0.5, "recall": 0.5, "loss": 1.0}
+
+    settings = FEW.model_copy(update={"epochs": 3, "average": 0.5})
+    fit(model, tokenizer, tmp_path, settings, validate=validate, log=log)
+    now = adapter.trained_weights(model)
+    for name, weight in now.items():
+        torch.testing.assert_close(weight, torch.stack([of[name] for of in after[6:]]).mean(0))
+        assert torch.equal(weight, validated[3][name])
+        torch.testing.assert_close(validated[2][name], torch.stack([of[name] for of in after[6:8]]).mean(0))
+        assert torch.equal(validated[1][name], after[3][name])  # of the first epoch: no mean yet
+        assert not torch.equal(weight, after[-1][name])
+
+
 def test_early_stopping_stops_after_epochs_without_gain(tiny: Path, tmp_path: Path) -> None:
     model, tokenizer = attached(tiny)
     settings = FEW.model_copy(update={"epochs": 9, "early_stopping": 2})
@@ -223,7 +247,7 @@ def test_the_encoders_own_dropout_is_a_setting(tiny: Path) -> None:
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tiny_recipe(adapter={"dropout": 0.1}, training={"checkpoint_every": 4})
+    made = tiny_recipe(adapter={"dropout": 0.1}, training={"checkpoint_every": 4, "average": 0.6})  # from step 19 on
     whole = pipeline.train(made, tmp_path / "whole")
 
     class KilledError(Exception):

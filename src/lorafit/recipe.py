@@ -199,6 +199,8 @@ class Training(_Table):
     """"f1": a label is given from a probability of its own, which gives the best macro F1 on validation."""
     lora_plus_ratio: Annotated[float, Field(ge=1)] = 1.0
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the rate of factor B over that of A; 1 = off, 16 is usual."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps, the last ones, whose weights are averaged: what is validated and kept; 0 = off."""
     select_by: Literal["accuracy", "f1"] = "accuracy"
     """The validation score that chooses the best epoch, "f1" the macro F1; ties go to the lower loss."""
     early_stopping: Annotated[int, Field(ge=0)] = OFF

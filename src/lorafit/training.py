@@ -22,6 +22,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
 from lorafit import adapter, checkpoints, interrupts, padfree, tasks
+from lorafit.averaging import Average
 from lorafit.batches import Batches
 from lorafit.checkpoints import State
 from lorafit.console import bar
@@ -136,11 +137,13 @@ def fit(
         stops_early=settings.early_stopping > 0,
         folder=folder,
     )
+    average = Average(settings.average)
     with interrupts.kept() as interruption, bar("Training", total=len(batches) * settings.epochs) as advance:
         trainer = _Trainer(
             batches=batches,
             long_text=tokens.long_text,
             best=Best(settings.select_by),
+            average=average,
             patience=settings.early_stopping,
             lora_plus_ratio=settings.lora_plus_ratio,
             class_weights=_class_weights(settings, label_ids, model, where),
@@ -154,7 +157,7 @@ def fit(
             train_dataset=_Rows(len(tokens)),
             eval_dataset=_Rows(len(validation_label_ids)),  # Trainer insists on one; `evaluate` below is what looks
             data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
-            callbacks=[_Progress(advance, interruption)],
+            callbacks=[_Averaging(average), _Progress(advance, interruption)],
         )
         trainer.remove_callback(PrinterCallback)
         if not padfree.is_enabled(model):
@@ -245,6 +248,7 @@ class _Trainer(Trainer):
         batches: Batches,
         long_text: LongText,
         best: Best,
+        average: Average,
         patience: int,
         lora_plus_ratio: float,
         class_weights: torch.Tensor | None,
@@ -261,7 +265,7 @@ class _Trainer(Trainer):
         self._lora_plus_ratio = lora_plus_ratio
         self._class_weights = class_weights
         self._validate, self._log, self._guard, self._interruption = validate, log, guard, interruption
-        self._best = best
+        self._best, self._average = best, average
         self._folder = folder
         self._validated = -1  # the last epoch that was; 0 is the base's
         self._resumed: dict[str, State] = {}
@@ -331,7 +335,7 @@ class _Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, keep the weights when they are the best so far, and look whether something is wrong."""
         try:
-            with self._interruption.breaking_off():
+            with self._average.in_place(self.model), self._interruption.breaking_off():
                 scores = self._validate(self.model, self._interruption.let_out)
         except (KeyboardInterrupt, SystemExit):
             self._save_what_was_reached()
@@ -340,8 +344,9 @@ class _Trainer(Trainer):
         seconds = self._seconds_since_log()
         self._log({"step": self.state.global_step, "epoch": epoch, "seconds": seconds, "validation": scores})
         if epoch > 0:
-            self._best.offer(self.model, scores, epoch)
-            self._guard.look(self.model, scores, epoch)
+            with self._average.in_place(self.model):
+                self._best.offer(self.model, scores, epoch)
+                self._guard.look(self.model, scores, epoch)
             if self._patience_is_over():
                 self.control.should_training_stop = True
         metrics = {f"eval_{name}": value for name, value in scores.items()}
@@ -366,6 +371,8 @@ class _Trainer(Trainer):
         self._validated = self._resumed["progress"].facts["validated"]
         if "guard" in self._resumed:  # an earlier version kept none
             self._guard.remember(self._resumed["guard"])
+        if "average" in self._resumed:  # nor this
+            self._average.remember(self._resumed["average"])
 
     # The methods below replace Trainer's own format: pickles, written where they stay.
 
@@ -375,6 +382,7 @@ class _Trainer(Trainer):
         states = {
             "weights": State(adapter.trained_weights(self.model)),
             "best": self._best.state(),
+            "average": self._average.state(),
             "optimizer": checkpoints.of_optimizer(self.optimizer, self.model),
             "schedule": State({}, self.lr_scheduler.state_dict()),
             "generators": checkpoints.of_generators(),
@@ -438,6 +446,16 @@ def _speed_up_factor_b(optimizer: torch.optim.Optimizer, model: torch.nn.Module,
         if fast:
             group["params"] = [weight for weight in group["params"] if weight not in ups]
             optimizer.add_param_group(group | {"params": fast, "lr": group["lr"] * ratio})
+
+
+class _Averaging(TrainerCallback):
+    """Takes the weights after each step into their mean, before they are validated or saved."""
+
+    def __init__(self, average: Average) -> None:
+        self._average = average
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, *, model: torch.nn.Module, **_: Any) -> None:
+        self._average.add(model, state.global_step, state.max_steps)
 
 
 class _Progress(TrainerCallback):
