@@ -24,6 +24,7 @@ from lorafit.errors import LorafitWarning, RecipeError, nearest
 from lorafit.prepared import Prepared
 from lorafit.recipe import Recipe
 from lorafit.runtime import Runtime
+from lorafit.trainer import OnBatch
 
 ALWAYS = ("majority", "tfidf")
 ON_REQUEST = ("frozen", "full")
@@ -146,7 +147,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
         update={"learning_rate": FULL_LEARNING_RATE, "lora_plus_ratio": 1.0, "report_to": [], "thresholds": "none"}
     )
 
-    def validate(trained: torch.nn.Module, on_batch: training.OnBatch) -> dict[str, float]:
+    def validate(trained: torch.nn.Module, on_batch: OnBatch) -> dict[str, float]:
         logits = predict.logits(trained, found.validation.tokens, pad_id, where, "Validating", on_batch)
         return asdict(evaluation.score(logits, found.validation.label_ids))
 

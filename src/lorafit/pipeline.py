@@ -38,6 +38,7 @@ from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
 from lorafit.runs import Run
 from lorafit.runtime import Runtime
+from lorafit.trainer import OnBatch
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     """Train, save the bundle, and close the run's record."""
     found = setup.prepared
 
-    def validate(model: Any, on_batch: training.OnBatch) -> dict[str, float]:
+    def validate(model: Any, on_batch: OnBatch) -> dict[str, float]:
         logits = _validation_logits(setup, model, "Validating", on_batch)
         if not np.isfinite(logits).all():
             raise guards.diverged("its answers are not numbers", recipe.training.learning_rate, run.checkpoints)
@@ -376,7 +377,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
     return run
 
 
-def _validation_logits(setup: _Setup, model: Any, doing: str, on_batch: training.OnBatch = lambda: None) -> np.ndarray:
+def _validation_logits(setup: _Setup, model: Any, doing: str, on_batch: OnBatch = lambda: None) -> np.ndarray:
     held_out, pad_id = setup.prepared.validation.tokens, setup.tokenizer.pad_token_id
     return predict.logits(model, held_out, pad_id, setup.where, doing, on_batch)
 
