@@ -1,9 +1,10 @@
-"""Write the README's figures from results/: the demo's, and the table of speed.
+"""Write the figures in README and docs from results/.
 
 python benchmarks/table.py          (the end of make bench and of make bench-full)
 """
 
 import json
+import statistics
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,63 @@ def handover() -> list[str]:
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
-BLOCKS = {"demo": demo, "speed": speed, "handover": handover}
+def quality() -> list[str]:
+    """Return the accuracy that the bundled encoder reaches: a row for each number of reviews and way of reading."""
+    rows = [
+        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | calibration error | tokens trained on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    readings = {"first": "the first token", "mean": "the mean"}
+    for size in QUALITY_SIZES:
+        for pooling, reading in readings.items():
+            seeds = [row for row in _quality_rows(str(size)) if row["recipe"]["encoder"]["pooling"] == pooling]
+            rows.append(f"| {size:,} | {reading} | {_over_seeds(seeds)} |")
+    rows.append(f"| Rotten Tomatoes, 6,000 | the first token | {_over_seeds(_quality_rows('rotten-tomatoes'))} |")
+    return rows
+
+
+def long_texts() -> list[str]:
+    """Return what each way of reading long texts gives in windows of each size, and how many tokens it reads."""
+    rows = _quality_rows("long-texts")
+    sizes = sorted({row["recipe"]["data"]["max_tokens"] for row in rows})
+    policies = list(dict.fromkeys(row["recipe"]["data"]["long_text"] for row in rows))
+    lines = [
+        f"| `data.long_text` | {' | '.join(f'{size} tokens' for size in sizes)} |",
+        f"|---|{'---|' * len(sizes)}",
+    ]
+    for policy in policies:
+        cells = []
+        for size in sizes:
+            wanted = {"max_tokens": size, "long_text": policy}
+            (row,) = (row for row in rows if wanted.items() <= row["recipe"]["data"].items())
+            cells.append(f"{row['accuracy']:.4f} ({row['tokens'] / 1e6:.2f} million)")
+        lines.append(f"| `{policy}` | {' | '.join(cells)} |")
+    return lines
+
+
+QUALITY_SIZES = (1400, 4000, 22_500)
+BLOCKS = {"demo": demo, "speed": speed, "quality": quality, "long-texts": long_texts, "handover": handover}
+PAGES = ("README.md", "docs/quality.md")
+
+
+def _quality_rows(part: str) -> list[dict[str, Any]]:
+    return [row for row in _results("quality")["rows"] if row["part"] == part]
+
+
+def _over_seeds(rows: list[dict[str, Any]]) -> str:
+    """Return the cells that rows of several seeds share, in the order of the seeds."""
+    rows = sorted(rows, key=lambda row: int(row["recipe"]["seed"]))
+    accuracies = [row["accuracy"] for row in rows]
+    tfidf = statistics.mean(row["tfidf_accuracy"] for row in rows)
+    errors = [row["ece_after"] for row in rows]
+    cells = (
+        f"**{statistics.mean(accuracies):.4f}**",
+        ", ".join(f"{accuracy:.4f}" for accuracy in accuracies),
+        f"{tfidf:.4f}",
+        f"{min(errors):.3f} to {max(errors):.3f}",
+        f"{statistics.mean(row['tokens'] for row in rows) / 1e6:.1f} million",
+    )
+    return " | ".join(cells)
 
 
 def _results(name: str) -> dict[str, Any]:
@@ -167,18 +224,21 @@ def _results(name: str) -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """Return the README's text with each block as the results have it."""
+    """Return a page with each of its blocks as the results have it."""
     for name, lines in BLOCKS.items():
         begin, end = f"<!-- {name}: made by benchmarks/table.py -->\n", f"<!-- /{name} -->\n"
-        before, _, rest = text.partition(begin)
+        before, there, rest = text.partition(begin)
+        if not there:
+            continue
         text = before + begin + "\n".join(lines()) + "\n" + end + rest.partition(end)[2]
     return text
 
 
 def main() -> None:
-    """Put the blocks into the README."""
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    """Put the blocks into the pages."""
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(filled(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -66,13 +66,13 @@ def test_the_file_tree_in_the_readme_is_the_architecture() -> None:
     assert named == {file.name for file in package.rglob("*.py")} | {f"{folder.name}/" for folder in folders}
 
 
-def test_the_figures_in_the_readme_are_the_ones_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_figures_in_readme_and_docs_are_the_ones_in_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     table = importlib.import_module("table")
-    readme = (ROOT / "README.md").read_text()
+    pages = [(ROOT / name).read_text() for name in table.PAGES]
     for name in table.BLOCKS:
-        assert f"<!-- {name}: made by benchmarks/table.py -->" in readme
-    assert table.filled(readme) == readme, "run: python benchmarks/table.py"
+        assert sum(f"<!-- {name}: made by benchmarks/table.py -->" in page for page in pages) == 1
+    assert [table.filled(page) for page in pages] == pages, "run: python benchmarks/table.py"
 
 
 def test_every_link_in_the_readme_leads_somewhere() -> None:
