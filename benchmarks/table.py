@@ -162,7 +162,7 @@ def handover() -> list[str]:
 def quality() -> list[str]:
     """Return the accuracy that the bundled encoder reaches: a row for each number of reviews and way of reading."""
     rows = [
-        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | calibration error | tokens trained on |",
+        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | calibration error | tokens read |",
         "|---|---|---|---|---|---|---|",
     ]
     readings = {"first": "the first token", "mean": "the mean"}
@@ -187,8 +187,8 @@ def long_texts() -> list[str]:
         cells = []
         for size in sizes:
             wanted = {"max_tokens": size, "long_text": policy}
-            (row,) = (row for row in rows if wanted.items() <= row["recipe"]["data"].items())
-            cells.append(f"{row['accuracy']:.4f} ({row['tokens'] / 1e6:.2f} million)")
+            found = [row for row in rows if wanted.items() <= row["recipe"]["data"].items()]
+            cells += [f"{row['accuracy']:.4f} ({row['tokens'] / 1e6:.2f} million)" for row in found] or [""]
         lines.append(f"| `{policy}` | {' | '.join(cells)} |")
     return lines
 
@@ -203,7 +203,9 @@ def _quality_rows(part: str) -> list[dict[str, Any]]:
 
 
 def _over_seeds(rows: list[dict[str, Any]]) -> str:
-    """Return the cells that rows of several seeds share, in the order of the seeds."""
+    """Return the cells that rows of several seeds share, in the order of the seeds; empty before they are measured."""
+    if not rows:
+        return " | | | | "
     rows = sorted(rows, key=lambda row: int(row["recipe"]["seed"]))
     accuracies = [row["accuracy"] for row in rows]
     tfidf = statistics.mean(row["tfidf_accuracy"] for row in rows)
