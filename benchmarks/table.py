@@ -214,7 +214,7 @@ def _over_seeds(rows: list[dict[str, Any]]) -> str:
         f"**{statistics.mean(accuracies):.4f}**",
         ", ".join(f"{accuracy:.4f}" for accuracy in accuracies),
         f"{tfidf:.4f}",
-        f"{min(errors):.3f} to {max(errors):.3f}",
+        f"{statistics.mean(errors):.3f} ({min(errors):.3f} to {max(errors):.3f})",
         f"{statistics.mean(row['tokens'] for row in rows) / 1e6:.1f} million",
     )
     return " | ".join(cells)
