@@ -70,7 +70,10 @@ class Process:
 
 
 def size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+    try:  # not asked whether it is there: a training that starts over may take it away in between
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 class KilledError(Exception):
