@@ -1,11 +1,11 @@
 """Measure what accuracy the bundled encoder reaches; written to results/quality.json row by row.
 
-    python benchmarks/quality.py [SIZE | long-texts | rotten-tomatoes]...      (two hours for all of it, two cores)
+    python benchmarks/quality.py [SIZE | long-texts | rotten-tomatoes]...      (two to three hours, two cores)
 
 * IMDB with 1,400, 4,000 and 22,500 training reviews, three seeds each, the head on the first token and on the mean of
-  all: recipes/imdb-one-pass.toml with the changes in SIZES. 2,500 of the bundled 25,000 reviews are held out; no run
-  and no choice of a setting has seen them. Each seed draws its training reviews, its 1,000 validation reviews, its
-  head and its order anew.
+  all: recipes/imdb-one-pass.toml with the changes in SIZES. 2,500 of the bundled 25,000 reviews are held out, and
+  no run trains on them (docs/quality.md says how settings were chosen). Each seed draws its training reviews, its
+  1,000 validation reviews, its head and its order anew.
 * what each policy for long texts gives at 128, 256 and 512 tokens, with 4,000 reviews and one seed;
 * the recipe for Rotten Tomatoes, three seeds, each with its own test.
 
