@@ -93,6 +93,7 @@ def of_training(run: Run) -> dict[str, Any]:
     return {
         "validation_accuracy": record["best_validation_accuracy"],
         **{key: record[key] for key in ("best_epoch", "seconds", "tokens")},
+        "precision": record["runtime"]["precision"],
         **{key: workload.circumstances()[key] for key in ("commit", "threads")},
     }
 
@@ -125,13 +126,13 @@ def measure(
     """Train a shipped recipe with changes, and save the row of its figures; do nothing where it stands already."""
     made = recipe.load(recipe.shipped(name), changes)
     described = recipe.without_folders(made)
-    rows = results().get("rows", [])
-    if any(row["part"] == part and _as_now(row["recipe"]) == described for row in rows):
+    if any(row["part"] == part and _as_now(row["recipe"]) == described for row in results().get("rows", [])):
         return
     with tempfile.TemporaryDirectory() as folder:
         run = pipeline.train(made, Path(folder) / made.name)
         row = {"part": part} | figures(run) | of_training(run) | {"recipe": described}
-    result = results() | workload.circumstances() | {"rows": [*rows, row]}
+    found = results()  # a second process may have added to it by now
+    result = found | workload.circumstances() | {"rows": [*found.get("rows", []), row]}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     print(*changes[-2:], json.dumps({key: value for key, value in row.items() if key != "recipe"}), flush=True)
 

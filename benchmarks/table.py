@@ -162,7 +162,7 @@ def handover() -> list[str]:
 def quality() -> list[str]:
     """Return the accuracy that the bundled encoder reaches: a row for each number of reviews and way of reading."""
     rows = [
-        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | calibration error | tokens read |",
+        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | calibration error, before -> after | tokens read |",
         "|---|---|---|---|---|---|---|",
     ]
     readings = {"first": "the first token", "mean": "the mean"}
@@ -207,14 +207,18 @@ def _over_seeds(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return " | | | | "
     rows = sorted(rows, key=lambda row: int(row["recipe"]["seed"]))
+    if len({row["recipe"]["seed"] for row in rows}) < len(rows):
+        raise ValueError(
+            f"results/quality.json has rows of other settings among those of {rows[0]['part']}; drop them."
+        )
     accuracies = [row["accuracy"] for row in rows]
     tfidf = statistics.mean(row["tfidf_accuracy"] for row in rows)
-    errors = [row["ece_after"] for row in rows]
+    before, after = ([row[key] for row in rows] for key in ("ece_before", "ece_after"))
     cells = (
         f"**{statistics.mean(accuracies):.4f}**",
         ", ".join(f"{accuracy:.4f}" for accuracy in accuracies),
         f"{tfidf:.4f}",
-        f"{statistics.mean(errors):.3f} ({min(errors):.3f} to {max(errors):.3f})",
+        f"{statistics.mean(before):.3f} -> {statistics.mean(after):.3f} ({min(after):.3f} to {max(after):.3f})",
         f"{statistics.mean(row['tokens'] for row in rows) / 1e6:.1f} million",
     )
     return " | ".join(cells)
