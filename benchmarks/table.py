@@ -162,7 +162,7 @@ def handover() -> list[str]:
 def quality() -> list[str]:
     """Return the accuracy that the bundled encoder reaches: a row for each number of reviews and way of reading."""
     rows = [
-        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | calibration: before -> after | tokens |",
+        "| training reviews | head reads | accuracy, mean | each seed | TF-IDF | ECE: before -> after | tokens |",
         "|---|---|---|---|---|---|---|",
     ]
     readings = {"first": "the first token", "mean": "the mean"}
