@@ -31,12 +31,13 @@ bench: .venv/.dev  ## measure the main job into results/, and the speed beside p
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/table.py
 
-bench-full: .venv/.bench  ## measure everything published into results/, beside every peer; more than an hour
+bench-full: .venv/.bench  ## measure everything published into results/, beside every peer; hours
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/speed.py --full
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/duplicates.py
+	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 
 format: .venv/.dev  ## mend format and imports
