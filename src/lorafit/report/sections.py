@@ -10,7 +10,16 @@ from lorafit.baselines import DESCRIBED
 from lorafit.report import figures
 from lorafit.report.blocks import Code, Example, Examples, Facts, Picture, Pictures, Prose, Report, Section, Table
 from lorafit.report.labels import labels_section
-from lorafit.report.verdict import UNTRAINED, as_interval, as_mean, as_p, four_lines, verdict
+from lorafit.report.verdict import (
+    UNTRAINED,
+    as_interval,
+    as_mean,
+    as_p,
+    beside_each_other,
+    four_lines,
+    seeds_of,
+    verdict,
+)
 from lorafit.runs import Run
 
 _SCORES = {
@@ -56,7 +65,7 @@ def report_of(run: Run) -> Report:
         f"{recipes.without_folders(run.recipe)['data']['source']}"
     )
     sections = [
-        *_seeds(scores.get("seeds")),
+        *_seeds(seeds_of(scores), test["compared_by"]),
         _result(test, record),
         _training(run),
         _calibration(test["calibration"]),
@@ -70,7 +79,7 @@ def report_of(run: Run) -> Report:
     return Report(run.recipe.name, about, verdict(scores), sections)
 
 
-def _seeds(seeds: dict[str, Any] | None) -> list[Section]:
+def _seeds(seeds: dict[str, Any] | None, by: str) -> list[Section]:
     if seeds is None:
         return []
     summary = Prose(
@@ -87,7 +96,12 @@ def _seeds(seeds: dict[str, Any] | None) -> list[Section]:
         for one in seeds["runs"]
     ]
     headers = ("seed", "accuracy", "macro F1", "base accuracy", "seconds")
-    return [Section("Seeds", [summary, Table("Each seed’s result", headers, rows)])]
+    beside = Table(
+        "Each seed beside base and baselines; LoRA’s gain is the mean ± standard deviation of the differences seed by "
+        "seed",
+        *beside_each_other(seeds, by),
+    )
+    return [Section("Seeds", [summary, Table("Each seed’s result", headers, rows), beside])]
 
 
 def _result(test: dict[str, Any], record: dict[str, Any]) -> Section:
