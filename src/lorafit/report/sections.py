@@ -40,7 +40,9 @@ _METHODS = (
     ),
     (
         "baselines",
-        "Trained on the same training texts and scored on the same test texts; they show what can be had without LoRA.",
+        "Trained on the same training texts and scored on the same test texts; they show what can be had without LoRA. "
+        "Where LoRA gives labels by thresholds fitted on validation, so do they, each by its own, fitted in the same "
+        "way on the same texts; the majority class and the untrained base have none.",
     ),
     (
         "calibration",
