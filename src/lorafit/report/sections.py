@@ -7,6 +7,7 @@ import tomli_w
 
 from lorafit import recipe as recipes
 from lorafit.baselines import DESCRIBED
+from lorafit.manifest import reading_of
 from lorafit.report import figures
 from lorafit.report.blocks import Code, Example, Examples, Facts, Picture, Pictures, Prose, Report, Section, Table
 from lorafit.report.labels import labels_section
@@ -72,7 +73,7 @@ def report_of(run: Run) -> Report:
         _training(run),
         _calibration(test["calibration"]),
         labels_section(test),
-        *_lengths(test["by_length"]),
+        *_lengths(test["by_length"], run),
         *_errors(test["errors"]),
         _cost(record),
         _recipe(run),
@@ -203,7 +204,7 @@ def _calibration(calibration: dict[str, Any]) -> Section:
     return Section("Calibration", [said, Pictures([diagram])])
 
 
-def _lengths(bins: Sequence[dict[str, Any]]) -> list[Section]:
+def _lengths(bins: Sequence[dict[str, Any]], run: Run) -> list[Section]:
     if not bins:
         return []
     rows = [
@@ -213,7 +214,11 @@ def _lengths(bins: Sequence[dict[str, Any]]) -> list[Section]:
     points = ", ".join(f"{row[0]} tokens {row[2]}" for row in rows)
     dots = Picture("by_length", figures.by_length(bins), f"Accuracy by length: {points}.", "Lines are 95% intervals.")
     table = Table("Accuracy by length of the texts", ("tokens", "texts", "accuracy", "95% interval"), rows)
-    return [Section("Short and long texts", [Pictures([dots]), table])]
+    data = run.recipe.data
+    window = Prose(
+        f"Tokens are counted over the whole text. A text is read {reading_of(data.max_tokens, data.long_text)}."
+    )
+    return [Section("Short and long texts", [window, Pictures([dots]), table])]
 
 
 def _errors(errors: Sequence[dict[str, Any]]) -> list[Section]:
