@@ -16,7 +16,7 @@ from lorafit import baselines, calibration, checkpoints, pipeline, predict, pred
 from lorafit.errors import RecipeError
 from tests.conftest import BAD, GOOD, texts_and_labels
 from tests.evaluated_runs import seeds_record
-from tests.test_tasks_end_to_end import topics_and_texts, write
+from tests.test_tasks_end_to_end import rare_and_unsure, topics_and_texts, write
 
 pytestmark = pytest.mark.usefixtures("proved_in_this_process")
 FP32 = runtime.Runtime("cpu", "fp32", 2, "as asked for")
@@ -109,18 +109,6 @@ def test_what_asks_the_encoder_learns_every_task(
     commonest = baselines.majority(found.train.label_ids, len(found.test))
     right, by_the_commonest = ((ids == found.test.label_ids).mean() for ids in (given, commonest))
     assert right > max(0.8, by_the_commonest + 0.1)
-
-
-def rare_and_unsure(count: int) -> tuple[list[str], list[str]]:
-    """Return texts of which one in six has the label "rare", and words that hint at it without telling."""
-    chance = random.Random(0)
-    texts, labels = [], []
-    for number in range(count):
-        is_rare = number % 6 == 0
-        hints = chance.choices(GOOD, k=2) if chance.random() < (0.7 if is_rare else 0.15) else []
-        texts.append(" ".join([*chance.choices(BAD, k=4), *hints, str(number)]))
-        labels.append("rare" if is_rare else "common")
-    return texts, labels
 
 
 @pytest.mark.parametrize("name", ["tfidf", "frozen", "full"])
