@@ -94,26 +94,44 @@ def record_of(labels: list[str], n: int = 400, task: str = "single_label", gain:
 
 
 def seeds_record() -> dict[str, Any]:
-    """Return the `seeds` part of a scores.json."""
-    found = [0.871, 0.8755, 0.868]
+    """Return the `seeds` part of a scores.json, in which LoRA is ahead of TF-IDF by 0.2 ± 1.0 points."""
+    found, base, majority, tfidf = [0.871, 0.8755, 0.868], [0.509] * 3, [0.5, 0.501, 0.499], [0.8665, 0.865, 0.877]
     return {
         "n": 3,
         "note": "Each seed has its own split.",
-        "accuracy": {"mean": float(np.mean(found)), "standard_deviation": float(np.std(found, ddof=1))},
+        "accuracy": spread(found),
         "f1": {"mean": 0.8712, "standard_deviation": 0.0039},
-        "improvement_points": {"mean": 36.2, "standard_deviation": 0.81},
+        "improvement_points": beside(found, base)["gain_points"]["accuracy"],
+        "base": beside(found, base),
+        "baselines": {"majority": beside(found, majority), "tfidf": beside(found, tfidf)},
         "runs": [
             {
                 "seed": seed,
                 "path": f"/home/somebody/runs/demo-seed{seed}",
                 "accuracy": accuracy,
                 "f1": accuracy - 0.0004,
-                "base_accuracy": 0.509,
+                "base_accuracy": base[seed],
+                "base_f1": base[seed],
+                "baselines": {
+                    "majority": {"accuracy": majority[seed], "f1": majority[seed]},
+                    "tfidf": {"accuracy": tfidf[seed], "f1": tfidf[seed]},
+                },
                 "seconds": 83.2 + seed,
             }
             for seed, accuracy in enumerate(found)
         ],
     }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return mean and standard deviation."""
+    return {"mean": float(np.mean(values)), "standard_deviation": float(np.std(values, ddof=1))}
+
+
+def beside(found: list[float], other: list[float]) -> dict[str, Any]:
+    """Return what a seeds record holds of a base or baseline with the same macro F1 as accuracy."""
+    scores, gain = spread(other), spread([100 * (ours - theirs) for ours, theirs in zip(found, other, strict=True)])
+    return {"accuracy": scores, "f1": scores, "gain_points": {"accuracy": gain, "f1": gain}}
 
 
 def evaluated(folder: Path, test: dict[str, Any], seeds: dict[str, Any] | None = None) -> Run:

@@ -3,18 +3,24 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib import image
 from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from lorafit import breakdown, evaluation, pipeline, predictions, report, runs, tasks
+from lorafit import breakdown, encoders, evaluation, pipeline, predictions, report, runs, tasks
+from lorafit.data import parts
 from lorafit.errors import RunError
 from lorafit.manifest import Task
+from tests.conftest import texts_and_labels
+from tests.test_tasks_end_to_end import write
 
 
 def test_scores_of_a_worked_example() -> None:
@@ -147,6 +153,37 @@ def test_errors_of_several_labels_and_of_pairs_are_lists() -> None:
         [("a", "b"), ("c", "d")], probabilities, np.array([[1, 0], [1, 0]]), np.array([[1, 0], [1, 1]]), ["x", "y"]
     )
     assert found == [{"text": ["c", "d"], "label": ["x", "y"], "predicted": ["x"], "probability": 0.95}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "long_text", "said"),
+    [
+        ({}, "head", "of longer texts the rest is cut"),
+        ({}, "windows:mean", "of longer texts all is read in overlapping windows"),
+        ({"text_pair": "second"}, "head", "of longer texts the rest is cut"),
+    ],
+)
+@pytest.mark.usefixtures("proved_in_this_process")
+@pytest.mark.filterwarnings("ignore:After epoch")
+def test_accuracy_by_length_is_by_the_whole_text_and_not_by_what_is_read_of_it(
+    columns: dict[str, str], long_text: str, said: str, tiny: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    texts, labels = texts_and_labels(200)
+    table = pd.DataFrame({"text": texts, "second": [text.upper() for text in reversed(texts)], "label": labels})
+    data = columns | {"max_tokens": 16, "long_text": long_text} | write(tmp_path, table)
+    run = pipeline.train(tiny_recipe(data=data, training={"epochs": 1}), tmp_path / "run")
+    pipeline.evaluate(run)
+    asked = pipeline.data_of(run).test.texts
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    lengths = np.array([len(tokenizer(*parts(text))["input_ids"]) for text in asked])
+    groups = run.scores["test"]["by_length"]
+    assert lengths.min() > 10
+    assert (lengths > 16).sum() > 20
+    assert (groups[0]["from_tokens"], groups[-1]["to_tokens"]) == (lengths.min(), lengths.max())
+    for group in groups:
+        within = (lengths >= group["from_tokens"]) & (lengths <= group["to_tokens"])
+        assert 0 < group["n"] == within.sum() < len(asked)
+    assert f"A text is read up to 16 tokens; {said}" in (run.path / "report.md").read_text()
 
 
 def test_texts_of_one_length_are_one_group() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorafit import pipeline, runs, seeds
+from lorafit import pipeline, report, runs, seeds
 from lorafit.errors import RecipeError
 from tests.conftest import texts_and_labels, write_csv
 from tests.test_cli import recipe_file, refused
@@ -40,6 +40,7 @@ def test_seeds_are_whole_runs_and_the_first_holds_what_they_say_together(
     assert "seeds" not in second.scores
     assert first.scores["test"]["test_sha256"] != second.scores["test"]["test_sha256"]
     assert f"accuracy {mean(accuracies):.4f} ± {stdev(accuracies):.4f}" in said.out
+    assert said.out.startswith(report.verdict(first.scores))
 
     second.update(state="training")  # as a kill behind the last checkpoint leaves it
     again = cli("train", file, "--out", "all/first", "--seeds", 2)
@@ -47,6 +48,35 @@ def test_seeds_are_whole_runs_and_the_first_holds_what_they_say_together(
     assert "Going on from" in again.err
     assert runs.open_run("all/first-seed-4").finished
     assert [one["accuracy"] for one in first.scores["seeds"]["runs"]] == accuracies
+
+
+def test_baselines_are_kept_of_every_seed_and_the_gain_over_them_is_paired(
+    cli: Any, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = recipe_file(tmp_path, tiny_recipe(training={"epochs": 1}, data={"train_size": 40}))
+    said = cli("train", file, "--seeds", 2)
+    assert said.code == 0, said.err
+    first, second = runs.open_run("runs/tiny"), runs.open_run("runs/tiny-seed-1")
+    pipeline.evaluate(first, ["frozen"])
+    again = cli("train", file, "--seeds", 2)
+    assert again.code == 0, again.err
+    found, tests = first.scores["seeds"], [run.scores["test"] for run in (first, second)]
+    assert list(found["baselines"]) == ["majority", "tfidf"]  # those that every seed has
+    assert "frozen" in found["runs"][0]["baselines"]
+    beside = {name: [test["baselines"][name] for test in tests] for name in found["baselines"]}
+    beside["base"] = [test["base"] for test in tests]
+    for name, rival in (found["baselines"] | {"base": found["base"]}).items():
+        for by in ("accuracy", "f1"):
+            theirs = [one[by] for one in beside[name]]
+            gains = [100 * (test["adapted"][by] - one) for test, one in zip(tests, theirs, strict=True)]
+            assert rival[by] == {"mean": mean(theirs), "standard_deviation": stdev(theirs)}
+            assert rival["gain_points"][by]["mean"] == pytest.approx(mean(gains))
+            assert rival["gain_points"][by]["standard_deviation"] == pytest.approx(stdev(gains))
+    gain = found["baselines"]["tfidf"]["gain_points"]["accuracy"]
+    row = next(line for line in again.out.splitlines() if line.startswith("TF-IDF"))
+    scores = [f"{test['baselines']['tfidf']['accuracy']:.4f}" for test in tests]
+    assert row.split()[4:6] == scores
+    assert row.rstrip().endswith(f"{gain['mean']:.2f} ± {gain['standard_deviation']:.2f}")
 
 
 def test_with_a_test_of_ones_own_all_seeds_have_it_and_ctrl_c_names_the_way_on(

@@ -12,7 +12,21 @@ import pandas as pd
 import pytest
 import torch
 
-from lorafit import Classifier, checks, encoders, export, pipeline, predict, proof, tables, tokens
+from lorafit import (
+    Classifier,
+    checks,
+    encoders,
+    export,
+    manifest,
+    pipeline,
+    predict,
+    predictions,
+    proof,
+    runtime,
+    tables,
+    tasks,
+    tokens,
+)
 from lorafit.data import Text
 from lorafit.errors import BundleError, DataError, RecipeError
 from lorafit.runs import Run
@@ -36,6 +50,18 @@ def topics_and_texts(count: int) -> tuple[list[str], list[list[str]]]:
         texts.append(" ".join([*words, str(number)]))
         given.append(topics)
     return texts, given
+
+
+def rare_and_unsure(count: int) -> tuple[list[str], list[str]]:
+    """Return texts of which one in six has the label "rare", and words that hint at it without telling."""
+    chance = random.Random(0)
+    texts, labels = [], []
+    for number in range(count):
+        is_rare = number % 6 == 0
+        hints = chance.choices(GOOD, k=2) if chance.random() < (0.7 if is_rare else 0.15) else []
+        texts.append(" ".join([*chance.choices(BAD, k=4), *hints, str(number)]))
+        labels.append("rare" if is_rare else "common")
+    return texts, labels
 
 
 def pairs_and_labels(count: int) -> tuple[list[tuple[str, str]], list[str]]:
@@ -166,6 +192,37 @@ def test_several_labels_a_text(
     answer = Classifier.load(run.path, precision="fp32").predict(texts[:1])[0]
     limits = dict(zip(sorted(TOPICS), [0.001, 0.999, 0.5], strict=True))
     assert answer["labels"] == [topic for topic, limit in limits.items() if answer[f"{topic}_prob"] >= limit]
+
+
+@pytest.mark.parametrize("task", ["several labels", "one of two"])
+def test_thresholds_from_validation_decide_alike_in_evaluation_python_and_the_command_line(
+    task: str,
+    tiny_recipe: Callable[..., Any],
+    tmp_path: Path,
+    cli: Callable[..., Said],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "_bf16_gain", lambda _threads: 1.0)  # one arithmetic, the run's, for all three
+    several = task == "several labels"
+    texts, labels = topics_and_texts(600) if several else rare_and_unsure(600)
+    sizes = {"train_size": 240, "validation_size": 180, "test_size": 180}
+    data = write(tmp_path, pd.DataFrame({"text": texts, "label": labels}), "jsonl") | sizes
+    run = pipeline.train(tiny_recipe(data=data, training={"thresholds": "f1", "epochs": 1}), tmp_path / "run")
+    pipeline.evaluate(run)
+    asked, evaluated = pipeline.data_of(run).test.texts, predictions.read(run.predictions)
+    classifier = Classifier.load(run.path)
+    assert run.scores is not None
+    assert classifier.thresholds == manifest.read(run.adapter).thresholds == run.scores["test"]["thresholds"]
+    probabilities = classifier.probabilities(asked)
+    at_half = tasks.decide(probabilities, classifier.task)
+    assert (at_half != evaluated.given["adapted"]).any()  # so that thresholds of 0.5 would be seen
+    in_python = classifier.predict(asked)
+    on_the_command_line = json.loads(cli("predict", run.path, "--json", stdin="\n".join(map(str, asked))).out)
+    for answers in (in_python, on_the_command_line):
+        given = [answer["labels"] if several else [answer["label"]] for answer in answers]
+        label_ids = [[int(label in some) for label in classifier.labels] for some in given]
+        expected = tasks.one_hot(evaluated.given["adapted"], len(classifier.labels))
+        assert np.array_equal(label_ids, expected)
 
 
 def test_pairs(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:

@@ -29,6 +29,14 @@ def test_ids_are_the_tokenizers_own(tiny: Path) -> None:
     assert encoded.cut == sum(len(tokenizer(text)["input_ids"]) > 16 for text in texts) > 0
 
 
+def test_whole_lengths_do_not_depend_on_a_window(tiny: Path) -> None:
+    tokenizer = encoders.load_tokenizer(tiny, "tiny")
+    texts: list[Text] = ["good film", "bad " * 3000]
+    assert tokens.whole_lengths(texts, tokenizer).tolist() == [2 + 2, 3000 + 2]
+    pairs: list[Text] = [("good film", "bad " * 3000), ("bad " * 400, "bad " * 500)]
+    assert tokens.whole_lengths(pairs, tokenizer).tolist() == [2 + 3000 + 3, 400 + 500 + 3]
+
+
 def test_truncation_and_padding_that_a_tokenizer_file_carries_change_nothing(tiny: Path, tmp_path: Path) -> None:
     carrying = Path(shutil.copytree(tiny, tmp_path / "carrying"))
     written = tokenizers.Tokenizer.from_file(str(carrying / "tokenizer.json"))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorafit import baselines, card, checks, evaluation, predict, predictions, report, runtime, tasks
+from lorafit import baselines, card, checks, evaluation, predict, predictions, report, runtime, tasks, tokens
 from lorafit.console import say
 from lorafit.errors import RunError
 from lorafit.files import sha256_of
@@ -96,7 +96,7 @@ def _ask(run: Run, found: Prepared, weights: str) -> tuple[dict[str, Any], Predi
     made = checks.check(run.adapter)
     test = evaluation.Test(
         texts=found.test.texts,
-        lengths=found.test.tokens.lengths,
+        lengths=tokens.whole_lengths(found.test.texts, classifier.tokenizer),
         label_ids=found.test.label_ids,
         labels=found.labels,
         base=classifier.logits(found.test.tokens, base=True),

@@ -1,11 +1,12 @@
 """What any text classifier has to beat: cheap answers to the same test, trained on the same texts.
 
-Each returns label ids for the test texts, in the form of those it was trained with. "majority" and "tfidf" stand beside
-every evaluation; "frozen" and "full" are made on request.
+"majority" and "tfidf" stand beside every evaluation; "frozen" and "full" are made on request. All but "majority" give
+probabilities, from which labels are decided as the adapter's are: by thresholds of its own where the recipe asks for
+some, or the comparison would be unfair.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +20,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from lorafit import encoders, evaluation, padfree, predict, tasks, training
+from lorafit import calibration, encoders, evaluation, padfree, predict, tasks, training
 from lorafit.errors import LorafitWarning, RecipeError, nearest
-from lorafit.prepared import Prepared
+from lorafit.prepared import Prepared, Split
 from lorafit.recipe import Recipe
 from lorafit.runtime import Runtime
 from lorafit.trainer import OnBatch
@@ -58,20 +59,29 @@ def answer(name: str, recipe: Recipe, found: Prepared, where: Runtime) -> np.nda
 
     Args:
         name: of `ALWAYS` or `ON_REQUEST`.
-        recipe: what the baseline is beside; its class weights hold for the baseline too.
+        recipe: what the baseline is beside; its class weights hold for the baseline too, and so do its thresholds: the
+            baseline's own are fitted on validation.
         found: the recipe's data.
         where: device and precision, for those that ask the encoder.
 
     >>> answer("tfidf", recipe, pipeline.prepare(recipe), runtime.choose())
     """
-    balanced, train, test = recipe.training.class_weights == "balanced", found.train, found.test
     if name == "majority":
-        return majority(train.label_ids, len(test))
+        return majority(found.train.label_ids, len(found.test))
+    probabilities = _trained(name, recipe, found, where)
+    thresholds = None
+    if recipe.training.thresholds == "f1":
+        thresholds = calibration.fit_thresholds(probabilities(found.validation), found.validation.label_ids)
+    return tasks.decide(probabilities(found.test), found.task, thresholds)
+
+
+def _trained(name: str, recipe: Recipe, found: Prepared, where: Runtime) -> Callable[[Split], np.ndarray]:
+    """Return what gives the texts of a split the probability of each label, (texts, labels)."""
     if name == "tfidf":
-        return tfidf(train.texts, train.label_ids, test.texts, balanced=balanced)
-    if name == "frozen":
-        return frozen(recipe, found, where)
-    return full(recipe, found, where)
+        balanced = recipe.training.class_weights == "balanced"
+        probabilities = tfidf(found.train.texts, found.train.label_ids, balanced=balanced)
+        return lambda split: probabilities(split.texts)
+    return frozen(recipe, found, where) if name == "frozen" else full(recipe, found, where)
 
 
 def majority(label_ids: np.ndarray, texts: int) -> np.ndarray:
@@ -85,9 +95,9 @@ def majority(label_ids: np.ndarray, texts: int) -> np.ndarray:
 
 
 def tfidf(
-    texts: Sequence[Any], label_ids: np.ndarray, test_texts: Sequence[Any], *, balanced: bool = False
-) -> np.ndarray:
-    """Return the answers of logistic regression on TF-IDF of words and of two words in a row.
+    texts: Sequence[Any], label_ids: np.ndarray, *, balanced: bool = False
+) -> Callable[[Sequence[Any]], np.ndarray]:
+    """Return what gives texts probabilities, (texts, labels): logistic regression on TF-IDF of words and word pairs.
 
     Wang and Manning 2012 (aclanthology.org/P12-2018) show how hard that is to beat. Of pairs of texts, the features of
     both stand side by side. Nothing in it is tuned: C is 10.
@@ -95,49 +105,56 @@ def tfidf(
     Args:
         texts: the training texts, strings or pairs of strings.
         label_ids: theirs.
-        test_texts: the texts to answer.
         balanced: rare labels count as much as common ones.
 
-    >>> tfidf(["good", "bad"], np.array([1, 0]), ["good"]).tolist()
+    >>> tfidf(["good", "bad"], np.array([1, 0]))(["good"]).argmax(axis=1).tolist()
     [1]
     """
-    sides = [_features(*side) for side in zip(_sides(texts), _sides(test_texts), strict=True)]
-    train, test = (csr_array(hstack(matrices)) for matrices in zip(*sides, strict=True))
-    return _answers(_regression(10.0, balanced), train, label_ids, test)
+    features, of_others = zip(*map(_features, _sides(texts)), strict=True)
+    probabilities = _fitted(_regression(10.0, balanced), csr_array(hstack(features)), label_ids)
+
+    def answers(asked: Sequence[Any]) -> np.ndarray:
+        sides = zip(of_others, _sides(asked), strict=True)
+        return probabilities(csr_array(hstack([of_side(side) for of_side, side in sides])))
+
+    return answers
 
 
-def frozen(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
-    """Return the answers of logistic regression on what the head would read of the encoder as it comes.
+def frozen(recipe: Recipe, found: Prepared, where: Runtime) -> Callable[[Split], np.ndarray]:
+    """Return what gives splits probabilities: logistic regression on what the head would read of the encoder as it is.
 
     That is each text's first token, the mean of its tokens, or what the encoder's own trained pooler makes of it. The
-    strength of the regression's penalty is chosen on validation.
+    strength of the regression's penalty is chosen on validation, by accuracy.
     """
     files = encoders.locate(recipe.encoder.name)
     encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
     model = _Features(encoder).to(where.device, where.base_dtype)
     padfree.enable(model)
-    train, validation, test = (
-        predict.logits(model, split.tokens, pad_id, where, "Reading") for split in found.splits.values()
-    )
+
+    def features(split: Split) -> np.ndarray:
+        return predict.logits(model, split.tokens, pad_id, where, "Reading")
+
+    train, validation = features(found.train), features(found.validation)
     balanced = recipe.training.class_weights == "balanced"
+    candidates = [
+        _fitted(make_pipeline(StandardScaler(), _regression(strength, balanced)), train, found.train.label_ids)
+        for strength in _INVERSE_STRENGTHS
+    ]
 
-    def answers(inverse_strength: float, features: np.ndarray) -> np.ndarray:
-        regression = make_pipeline(StandardScaler(), _regression(inverse_strength, balanced))
-        return _answers(regression, train, found.train.label_ids, features)
+    def accuracy(probabilities: Callable[[Any], np.ndarray]) -> float:
+        given = tasks.decide(probabilities(validation), found.task)
+        return float(evaluation.right(given, found.validation.label_ids).mean())
 
-    def accuracy(inverse_strength: float) -> float:
-        truth = found.validation.label_ids
-        return float(evaluation.right(answers(inverse_strength, validation), truth).mean())
-
-    return answers(max(_INVERSE_STRENGTHS, key=accuracy), test)
+    best = max(candidates, key=accuracy)
+    return lambda split: best(features(split))
 
 
-def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
-    """Return the answers of the same encoder with all its weights trained: the recipe's own, but for the learning rate.
+def full(recipe: Recipe, found: Prepared, where: Runtime) -> Callable[[Split], np.ndarray]:
+    """Return what gives splits probabilities: the same encoder with all its weights trained.
 
-    The rate is `FULL_LEARNING_RATE`, and the weights stay in fp32. The best epoch is chosen on validation, as it is for
-    the adapter.
+    The settings are the recipe's own, but for the learning rate, which is `FULL_LEARNING_RATE`; the weights stay in
+    fp32. The best epoch is chosen on validation, as it is for the adapter.
     """
     files = encoders.locate(recipe.encoder.name)
     pad_id = encoders.load_tokenizer(files.folder, files.name).pad_token_id
@@ -166,8 +183,7 @@ def full(recipe: Recipe, found: Prepared, where: Runtime) -> np.ndarray:
             where=where,
             seed=recipe.seed,
         )
-    task = tasks.task_of(found.test.label_ids)
-    return tasks.decide(tasks.probabilities(predict.logits(model, found.test.tokens, pad_id, where), task), task)
+    return lambda split: tasks.probabilities(predict.logits(model, split.tokens, pad_id, where), found.task)
 
 
 class _Features(torch.nn.Module):
@@ -190,8 +206,11 @@ def _sides(texts: Sequence[Any]) -> list[tuple[str, ...]]:
     return [tuple(texts)] if isinstance(texts[0], str) else list(zip(*texts, strict=True))
 
 
-def _features(texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any]:
-    """Return TF-IDF of both, (texts, words); of training texts that hold no word at all, one column of zeros."""
+def _features(texts: Sequence[str]) -> tuple[Any, Callable[[Sequence[str]], Any]]:
+    """Return TF-IDF of training texts, (texts, words), and what makes it of others.
+
+    Of training texts that hold no word at all, it is one column of zeros.
+    """
     for fewest_texts in (2, 1) if len(texts) >= _TEXTS_FOR_RARE_WORDS else (1,):
         vectorizer = TfidfVectorizer(
             ngram_range=(1, 2),
@@ -200,10 +219,10 @@ def _features(texts: Sequence[str], test_texts: Sequence[str]) -> tuple[Any, Any
             token_pattern=r"\w+|[^\w\s]",  # scikit-learn's own finds no word in "5 :)"
         )
         try:
-            return vectorizer.fit_transform(texts), vectorizer.transform(test_texts)
+            return vectorizer.fit_transform(texts), vectorizer.transform
         except ValueError:  # no word stands in as many texts
             continue
-    return csr_array((len(texts), 1)), csr_array((len(test_texts), 1))
+    return csr_array((len(texts), 1)), lambda others: csr_array((len(others), 1))
 
 
 def _regression(inverse_strength: float, balanced: bool) -> LogisticRegression:
@@ -215,7 +234,9 @@ def _regression(inverse_strength: float, balanced: bool) -> LogisticRegression:
     )
 
 
-def _answers(model: Any, features: Any, label_ids: np.ndarray, test_features: Any) -> np.ndarray:
+def _fitted(model: Any, features: Any, label_ids: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """Return what gives features, (texts, features), the probability of each label, (texts, labels)."""
     if label_ids.ndim == 2:
         model = OneVsRestClassifier(model)
-    return np.asarray(model.fit(features, label_ids).predict(test_features)).astype(np.int64)
+    probabilities: Callable[[Any], np.ndarray] = model.fit(features, label_ids).predict_proba
+    return probabilities

@@ -108,7 +108,7 @@ def by_length(lengths: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """Return the accuracy of up to five groups of texts, from the shortest fifth to the longest.
 
     Args:
-        lengths: tokens of each text, as the encoder reads it.
+        lengths: tokens of each whole text, also of what the encoder does not read.
         right: whether each was got right, bool.
     """
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, _LENGTH_GROUPS + 1)[1:-1]))

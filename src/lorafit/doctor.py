@@ -18,7 +18,6 @@ from lorafit.tables import HALF_CHARACTER
 
 _LOST_SHARE = 0.05  # of the tokens, from which on it is a warning
 _LABEL_ERRORS_SHOWN = 10
-_NEVER_CUT = 2**30  # tokens
 _NEAR_CHANCE = 0.9  # of the errors that the commonest answer would make
 
 
@@ -289,7 +288,7 @@ def _measured(recipe: Recipe, texts: list[Text]) -> tuple[Lengths | None, list[F
         encoders.refuse_long_window(files, tokenizer, max_tokens)
     except (EncoderError, HubError) as error:
         return None, [Finding("error", "encoder", f"The texts' lengths were not measured. {error}")]
-    counts = tokens.encode(texts, tokenizer, _NEVER_CUT).lengths
+    counts = tokens.whole_lengths(texts, tokenizer)
     median, percentile_95 = np.percentile(counts, [50, 95]).round().astype(int).tolist()
     longer, beyond = counts > max_tokens, np.maximum(counts - max_tokens, 0).sum() / counts.sum()
     lengths = Lengths(max_tokens, median, percentile_95, int(counts.max()), float(longer.mean()), float(beyond))

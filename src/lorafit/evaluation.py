@@ -37,7 +37,7 @@ class Test:
     texts: Sequence[Any]
     """Strings; of pairs, two each."""
     lengths: np.ndarray
-    """Tokens of each text, as the encoder reads it."""
+    """Tokens of each whole text, also of what lies beyond the encoder's window: see `tokens.whole_lengths`."""
     label_ids: np.ndarray
     labels: Sequence[str]
     """Names in the order of their ids."""

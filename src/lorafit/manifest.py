@@ -153,7 +153,7 @@ class Manifest(_Part):
     @property
     def reading(self) -> str:
         """How much of a text is read, in words."""
-        return f"up to {self.max_tokens} tokens; of longer texts {_READ_OF[self.long_text]}"
+        return reading_of(self.max_tokens, self.long_text)
 
     @model_validator(mode="after")
     def _labels_fit(self) -> "Manifest":
@@ -164,6 +164,15 @@ class Manifest(_Part):
         if self.text_pair and self.long_text != "head":
             raise ValueError("pairs are read by their head only")
         return self
+
+
+def reading_of(max_tokens: int, long_text: LongText) -> str:
+    """Return in words how much of a text is read.
+
+    >>> reading_of(512, "head")
+    'up to 512 tokens; of longer texts the rest is cut'
+    """
+    return f"up to {max_tokens} tokens; of longer texts {_READ_OF[long_text]}"
 
 
 def write(folder: Path, manifest: Manifest) -> None:

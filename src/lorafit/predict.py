@@ -116,6 +116,11 @@ class Classifier:
         return self._load().model
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers has it."""
+        return self._loaded.tokenizer
+
+    @property
     def labels(self) -> list[str]:
         """Label names in the order of their ids."""
         return self._loaded.manifest.labels

@@ -13,6 +13,7 @@ from lorafit.errors import RecipeError
 from lorafit.recipe import Recipe
 from lorafit.runs import Run
 
+_SCORES = ("accuracy", "f1")
 _NOTES = {
     "own test": "Each seed has its own split of the data, its own head and its own order of the texts.",
     "same test": "Each seed has the same test, but its own validation split, head and order of the texts.",
@@ -81,23 +82,17 @@ def _finished(recipe: Recipe, folder: Path, overwrite: bool) -> Run:
 def _summarized(found: list[Run]) -> dict[str, Any]:
     """Write what the runs say together into the first one's scores; returns it."""
     tests = [run.scores["test"] for run in found if run.scores is not None]
+    every_seed_has = [name for name in tests[0]["baselines"] if all(name in test["baselines"] for test in tests)]
+    adapted = [test["adapted"] for test in tests]
     seeds = {
         "n": len(found),
         "note": _NOTES["same test" if len({test["test_sha256"] for test in tests}) == 1 else "own test"],
-        "accuracy": _spread([test["adapted"]["accuracy"] for test in tests]),
-        "f1": _spread([test["adapted"]["f1"] for test in tests]),
+        "accuracy": _spread([one["accuracy"] for one in adapted]),
+        "f1": _spread([one["f1"] for one in adapted]),
         "improvement_points": _spread([test["improvement_points"] for test in tests]),
-        "runs": [
-            {
-                "seed": run.recipe.seed,
-                "path": str(run.path),
-                "accuracy": test["adapted"]["accuracy"],
-                "f1": test["adapted"]["f1"],
-                "base_accuracy": test["base"]["accuracy"],
-                "seconds": run.record["seconds"],
-            }
-            for run, test in zip(found, tests, strict=True)
-        ],
+        "base": _beside(adapted, [test["base"] for test in tests]),
+        "baselines": {name: _beside(adapted, [test["baselines"][name] for test in tests]) for name in every_seed_has},
+        "runs": [_result(run, test) for run, test in zip(found, tests, strict=True)],
     }
     scores = found[0].scores
     assert scores is not None
@@ -105,6 +100,26 @@ def _summarized(found: list[Run]) -> dict[str, Any]:
         with found[0].locked():
             assessment.write(found[0], scores | {"seeds": seeds})
     return seeds
+
+
+def _result(run: Run, test: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "seed": run.recipe.seed,
+        "path": str(run.path),
+        "accuracy": test["adapted"]["accuracy"],
+        "f1": test["adapted"]["f1"],
+        "base_accuracy": test["base"]["accuracy"],
+        "base_f1": test["base"]["f1"],
+        "baselines": {name: {by: found[by] for by in _SCORES} for name, found in test["baselines"].items()},
+        "seconds": run.record["seconds"],
+    }
+
+
+def _beside(adapted: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the other's scores over the seeds, and the points that the adapted model gains over it, paired by seed."""
+    pairs = list(zip(adapted, other, strict=True))
+    gains = {by: _spread([round(100 * (ours[by] - theirs[by]), 6) for ours, theirs in pairs]) for by in _SCORES}
+    return {by: _spread([theirs[by] for theirs in other]) for by in _SCORES} | {"gain_points": gains}
 
 
 def _spread(values: list[float]) -> dict[str, float]:

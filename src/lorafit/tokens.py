@@ -16,6 +16,7 @@ from lorafit.data import Text
 from lorafit.manifest import LongText
 
 _TEXTS_AT_ONCE = 1000
+_NEVER_CUT = 2**30  # tokens
 _SPARE_TOKENS = 16  # beyond those that are read: a word that is cut in two may fall into other tokens
 _HEAD_SHARE = 0.25  # of "head+tail": 128 of 512 tokens, the best of those that Sun et al. 2019 (arXiv:1905.05583) tried
 _OVERLAP_SHARE = 0.25  # of a window, with the one before: what a cut tears apart stands whole in one of the two
@@ -95,6 +96,15 @@ def encode(texts: Sequence[Text], tokenizer: Any, max_tokens: int = 512, long_te
         _offsets(windows_per_text) if long_text.startswith("windows") else None,
         np.concatenate(type_ids) if type_ids else None,
     )
+
+
+def whole_lengths(texts: Sequence[Text], tokenizer: Any) -> np.ndarray:
+    """Return how many tokens each text or pair has, special tokens included, however many of them are read: (texts).
+
+    >>> whole_lengths(["A film to remember."], tokenizer)
+    array([7])
+    """
+    return encode(texts, tokenizer, _NEVER_CUT).lengths
 
 
 def overlap(max_tokens: int) -> int:

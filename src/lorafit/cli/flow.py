@@ -186,7 +186,8 @@ def train(
     if seeds > 1:
         from lorafit import seeds as repeated
 
-        print_seeds(repeated.train(chosen, seeds, out, overwrite=overwrite))
+        found = repeated.train(chosen, seeds, out, overwrite=overwrite)
+        print_seeds(runs.open_run(found["runs"][0]["path"]))
         return
     run = pipeline.train(chosen, out, overwrite=overwrite)
     console.say(f"What did it gain? lorafit evaluate {run.path}")

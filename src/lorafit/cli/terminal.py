@@ -46,10 +46,14 @@ def print_evaluation(run: "Run") -> None:
     )
 
 
-def print_seeds(seeds: dict[str, Any]) -> None:
-    """Print what `seeds.train` returns."""
-    from lorafit.report.verdict import as_mean
+def print_seeds(run: "Run") -> None:
+    """Print what several seeds say together, from the scores of the first one's run: the verdict first."""
+    from lorafit import report
+    from lorafit.report.verdict import as_mean, beside_each_other
 
+    assert run.scores is not None
+    seeds, by = run.scores["seeds"], run.scores["test"]["compared_by"]
+    typer.echo(f"{report.verdict(run.scores)}\n")
     rows = _table("seed", "run", "base", "accuracy", "macro F1", "time")
     for one in seeds["runs"]:
         scores = (f"{one[key]:.4f}" for key in ("base_accuracy", "accuracy", "f1"))
@@ -57,8 +61,13 @@ def print_seeds(seeds: dict[str, Any]) -> None:
     _stdout().print(rows)
     typer.echo(
         f"\naccuracy {as_mean(seeds['accuracy'], 4)}, macro F1 {as_mean(seeds['f1'], 4)}: mean ± standard deviation "
-        f"over {seeds['n']} seeds. {seeds['note']}"
+        f"over {seeds['n']} seeds. {seeds['note']}\n"
     )
+    headers, lines = beside_each_other(seeds, by)
+    beside = _table(*headers)
+    for line in lines:
+        beside.add_row(*line)
+    _stdout().print(beside)
 
 
 def print_compared(compared: dict[str, Any]) -> None:

@@ -178,7 +178,12 @@ def by_length(bins: Sequence[dict[str, Any]]) -> Figure:
         axes.annotate(text, (place, line["accuracy"]), (8, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_xticks(range(len(bins)), [f"{line['from_tokens']}–{line['to_tokens']}" for line in bins])
     lowest = min(line["accuracy_interval"][0] for line in bins)
-    axes.set(xlim=(-0.5, len(bins) - 0.25), ylim=(max(0, lowest - 0.05), 1.01), xlabel="tokens", ylabel="accuracy")
+    axes.set(
+        xlim=(-0.5, len(bins) - 0.25),
+        ylim=(max(0, lowest - 0.05), 1.01),
+        xlabel="tokens of the whole text",
+        ylabel="accuracy",
+    )
     axes.grid(axis="y", linewidth=0.6, color=LINE)
     _title(figure, "Accuracy by length")
     return figure
