@@ -72,6 +72,8 @@ def test_validation_accuracy_below_its_best_for_three_epochs_is_said_once() -> N
         "weights are kept; training.early_stopping = 3 would save the time."
     ]
     assert what_is_said(guard_of(early_stopping=5), epochs) == []
+    (said,) = what_is_said(guard_of(average=0.5), epochs)  # which early stopping would cut off
+    assert said.endswith(" The best epoch's weights are kept; fewer epochs would save the time.")
 
 
 def test_validation_loss_that_rises_while_training_loss_falls_is_said_once() -> None:

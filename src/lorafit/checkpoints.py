@@ -1,8 +1,10 @@
 """Checkpoints: everything that training goes on from after a step, as safetensors and JSON.
 
 checkpoints/checkpoint-STEP/
-  state.safetensors     adapter and head, now and in the best epoch; the optimizer's moments; torch's generators
-  state.json            the optimizer's settings, the schedule, the other generators, the best score so far
+  state.safetensors     adapter and head, now, in the best epoch, and the mean so far; the optimizer's moments; torch's
+                        generators
+  state.json            the optimizer's settings, the schedule, the other generators, the best epoch and its scores, the
+                        last epoch that was validated, the steps in the mean, what the guard has seen and said
   trainer_state.json    transformers' own record of step and epoch, where its Trainer looks for it
   sha256.json           the SHA-256 of the other three
 """
