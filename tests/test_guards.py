@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import re
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,12 @@ import pytest
 import torch
 from transformers import TrainerState
 
-from lorafit import adapter, checkpoints, guards, pipeline, recipe
+from lorafit import Classifier, adapter, checkpoints, guards, pipeline, recipe, runs, tasks
 from lorafit.checkpoints import State
 from lorafit.errors import LorafitWarning, RunError
 from lorafit.guards import Guard
 from lorafit.recipe import Training
-from tests.conftest import texts_and_labels, write_csv
+from tests.conftest import Said, texts_and_labels, write_csv
 from tests.test_training import FEW, attached, fit
 
 pytestmark = pytest.mark.usefixtures("proved_in_this_process")
@@ -305,7 +307,9 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint_and_no_other(t
         fit(model, tokenizer, tmp_path, settings, log=spoil)
     assert str(error.value) == (
         "Training has diverged: the loss of step 8 is not a number. Lower training.learning_rate (it is 0.02) and "
-        f"train anew. The best weights so far, of epoch 1, are kept in {tmp_path / 'checkpoint-6'}."
+        "train anew. The best weights so far, of epoch 1, are kept in "
+        f"{tmp_path / 'checkpoint-6' / 'state.safetensors'}: those under best/ fit the PEFT model's load_state_dict. "
+        "--out trains into another folder; --overwrite would remove them."
     )
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6, 7]
     assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-6"
@@ -313,6 +317,56 @@ def test_a_training_that_diverges_leaves_its_last_good_checkpoint_and_no_other(t
         tensors = checkpoints.load(tmp_path / "checkpoint-6")[0][state].tensors
         assert tensors.keys() == adapter.trained_weights(model).keys()
         assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+@pytest.mark.filterwarnings("ignore:training.learning_rate is 1e.38")
+def test_answers_that_are_not_numbers_end_the_training_with_one_sentence(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]
+) -> None:
+    file = tmp_path / "tiny.toml"
+    only_step = {"epochs": 1, "batch_size": 120, "learning_rate": 1e38, "warmup": 0.0}  # its own loss is a number
+    file.write_text(recipe.to_toml(tiny_recipe(training=only_step)), encoding="utf-8")
+    said = cli("train", file)
+    assert (said.code, said.err.splitlines()[-1]) == (
+        2,
+        "Error: Training has diverged: its answers are not numbers. Lower training.learning_rate (it is 1e+38) and "
+        "train anew.",
+    )
+    assert not runs.open_run("runs/tiny").finished
+
+
+@pytest.mark.filterwarnings("ignore:kept has no lorafit.json")
+def test_a_later_epoch_that_diverges_names_the_best_weights_and_they_can_be_used(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Guard.look_at_step
+
+    def look_and_spoil(guard: Guard, model: Any, step: int, *more: Any) -> None:
+        look(guard, model, step, *more)
+        if step == 30:  # the last of the second epoch
+            torch.nn.init.constant_(model.base_model.model.classifier.modules_to_save["default"].weight, math.nan)
+
+    monkeypatch.setattr(Guard, "look_at_step", look_and_spoil)
+    file = tmp_path / "tiny.toml"
+    file.write_text(recipe.to_toml(tiny_recipe()), encoding="utf-8")
+    said = cli("train", file, "--out", "runs/demo")
+    kept = Path("runs/demo/checkpoints/checkpoint-15/state.safetensors")
+    assert (said.code, said.err.splitlines()[-1]) == (
+        2,
+        "Error: Training has diverged: its answers are not numbers. Lower training.learning_rate (it is 0.02) and "
+        f"train anew. The best weights so far, of epoch 1, are kept in {kept}: those under best/ fit the PEFT model's "
+        "load_state_dict. --out trains into another folder; --overwrite would remove them.",
+    )
+    page = (Path(__file__).parents[1] / "docs" / "design" / "checkpoints.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"  ```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(textwrap.dedent(snippet).replace("checkpoint-107", "checkpoint-15"))
+    run = runs.open_run("runs/demo")
+    found = pipeline.data_of(run)
+    logits = Classifier.load("kept", precision="fp32").logits(found.validation.tokens)
+    losses = tasks.losses(logits, found.validation.label_ids)
+    before, after = (line["validation"]["loss"] for line in run.validations)
+    assert losses.mean() == pytest.approx(after, rel=1e-4)
+    assert after < 0.9 * before
 
 
 def test_a_checkpoint_from_before_the_first_epochs_end_holds_no_best_weights(tmp_path: Path) -> None:

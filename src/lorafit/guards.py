@@ -44,7 +44,7 @@ def look_at_rate(learning_rate: float, lora_plus_ratio: float = 1.0) -> None:
 
 
 def diverged(fault: str, learning_rate: float, folder: Path | None) -> RunError:
-    """Return the error that ends a training whose numbers are none any more, and names the best weights there are.
+    """Return the error that ends a training whose numbers are none any more; it names the best weights that are kept.
 
     Args:
         fault: what was found.
@@ -54,8 +54,13 @@ def diverged(fault: str, learning_rate: float, folder: Path | None) -> RunError:
     advice = f"Lower training.learning_rate (it is {learning_rate:g}) and train anew."
     last = checkpoints.last(folder) if folder else None
     best = checkpoints.load(last)[0]["best"].facts["epoch"] if last else 0
-    kept = f" The best weights so far, of epoch {best}, are kept in {last}." if best else ""
-    return RunError(f"Training has diverged: {fault}. {advice}{kept}")
+    if last is None or not best:
+        return RunError(f"Training has diverged: {fault}. {advice}")
+    return RunError(
+        f"Training has diverged: {fault}. {advice} The best weights so far, of epoch {best}, are kept in "
+        f"{last / checkpoints.TENSORS}: those under best/ fit the PEFT model's load_state_dict. --out trains into "
+        "another folder; --overwrite would remove them."
+    )
 
 
 class _Epoch(NamedTuple):
