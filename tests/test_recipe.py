@@ -89,6 +89,18 @@ def test_the_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
         assert recipe.load(tmp_path / "x.toml") == made
 
 
+def test_the_mean_of_the_last_weights_and_an_early_stop_are_refused_together() -> None:
+    both = {"training": {"average": 0.5, "early_stopping": 2}}
+    with pytest.raises(RecipeError) as error:
+        recipe.from_values(both)
+    assert str(error.value) == (
+        "recipe: training.average = 0.5 takes the last of all steps, which training.early_stopping = 2 may leave out. "
+        "Set one of them to 0"
+    )
+    assert recipe.from_values(both, ("training.early_stopping=0",)).training.average == 0.5
+    assert recipe.from_values(both, ("training.average=0.0",)).training.early_stopping == 2
+
+
 def test_a_test_of_its_own_is_taken_whole_unless_the_recipe_says_how_much_of_it(tmp_path: Path) -> None:
     own = {"data": {"test_source": "test.csv"}}
     assert recipe.from_values(own).data.test_size == 1.0

@@ -1,5 +1,6 @@
 """Every kind of task from a file to an ordinary model: trained, evaluated, verified, asked, merged."""
 
+import itertools
 import json
 import random
 import warnings
@@ -110,6 +111,41 @@ def test_two_classes(form: str, names: list[str], tiny_recipe: Callable[..., Any
     assert [answer["label"] for answer in answers] == [names[label_id] for label_id in label_ids[:4]]
     assert run.scores is not None
     assert run.scores["test"]["adapted"]["accuracy"] > 0.9
+
+
+def test_four_classes_keep_their_own_names(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    """In an order that is neither the alphabet's nor the file's, and of unequal sizes: no two can be swapped unseen."""
+    words = {"mirth": GOOD[:3], "zeal": GOOD[3:], "dread": BAD[:3], "awe": BAD[3:]}
+    names = ["zeal", "dread", "awe", "mirth"]
+    chance = random.Random(2)
+    labels = [name for name, count in zip(names, (120, 90, 60, 30), strict=True) for _ in range(count)]
+    chance.shuffle(labels)
+    texts = [
+        " ".join([*chance.choices(FILLER, k=4), *chance.choices(words[label], k=6), str(number)])
+        for number, label in enumerate(labels)
+    ]
+    data = write(tmp_path, pd.DataFrame({"text": texts, "label": labels}))
+    sizes = {"labels": names, "train_size": 200, "validation_size": 50, "test_size": 50}
+    run = pipeline.train(tiny_recipe(data=data | sizes, training={"epochs": 5, "threads": 1}), tmp_path / "run")
+    pipeline.evaluate(run)
+
+    classifier = Classifier.load(run.path)
+    assert classifier.labels == names
+    test = pipeline.data_of(run).test
+    truth = dict(zip(texts, labels, strict=True))
+    answers = classifier.predict(test.texts)
+    wrong = [answer for answer in answers if answer["label"] != truth[answer["text"]]]
+    assert len(wrong) <= 5
+    assert all(answer["label"] == max(names, key=lambda name: answer[f"{name}_prob"]) for answer in answers)
+
+    assert run.scores is not None
+    confusion = run.scores["test"]["confusion"]
+    given = dict.fromkeys(itertools.product(names, names), 0)
+    for answer in answers:
+        given[truth[answer["text"]], answer["label"]] += 1
+    assert confusion == [[given[true, said] for said in names] for true in names]
+    assert [sum(row) for row in confusion] == [20, 15, 10, 5]
+    assert sum(confusion[place][place] for place in range(4)) >= 45
 
 
 def test_a_hundred_and_fifty_classes(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:
@@ -223,6 +259,52 @@ def test_thresholds_from_validation_decide_alike_in_evaluation_python_and_the_co
         label_ids = [[int(label in some) for label in classifier.labels] for some in given]
         expected = tasks.one_hot(evaluated.given["adapted"], len(classifier.labels))
         assert np.array_equal(label_ids, expected)
+
+
+def right_answers(run: Run, answers: list[dict[str, Any]], truth: dict[Any, list[str]]) -> float:
+    """Return the share of labels, over texts and topics, that are given where they are true and only there."""
+    right = [(topic in answer["labels"]) == (topic in truth[answer["text"]]) for answer in answers for topic in TOPICS]
+    assert run.scores is not None
+    matrices = run.scores["test"]["confusion"]
+    assert set(matrices) == set(TOPICS)
+    for topic, matrix in matrices.items():
+        counts = [[0, 0], [0, 0]]
+        for answer in answers:
+            counts[topic in truth[answer["text"]]][topic in answer["labels"]] += 1
+        assert matrix == counts
+    return sum(right) / len(right)
+
+
+def test_several_labels_of_long_texts_are_found_in_every_window(
+    tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    texts, given = topics_and_texts(300)
+    start = " ".join(word for word in FILLER if word != "music")
+    texts = [f"{start} {text}" for text in texts]  # what tells stands behind the first window
+    data = write(tmp_path, pd.DataFrame({"text": texts, "label": given}), "jsonl")
+    data |= {"max_tokens": 12, "long_text": "windows:mean", "train_size": 200, "validation_size": 50, "test_size": 50}
+    run = pipeline.train(tiny_recipe(data=data, training={"epochs": 8, "threads": 1}), tmp_path / "run")
+    pipeline.evaluate(run)
+    answers = Classifier.load(run.path).predict(pipeline.data_of(run).test.texts)
+    assert right_answers(run, answers, dict(zip(texts, given, strict=True))) > 0.85  # a guess has 0.5
+
+
+def test_several_labels_of_pairs_are_found_in_both_texts(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    texts, given = topics_and_texts(300)
+    chance = random.Random(3)
+    seconds = [" ".join(chance.choices("0123456789", k=3)) for _ in texts]
+    for number, topics in enumerate(given):  # of music the second text alone speaks
+        texts[number] = texts[number].replace("music", "film")
+        seconds[number] += " music music" if "musical" in topics else " film film"
+    table = pd.DataFrame({"a": texts, "b": seconds, "label": given})
+    data = write(tmp_path, table, "jsonl") | {"text": "a", "text_pair": "b"}
+    data |= {"train_size": 200, "validation_size": 50, "test_size": 50}
+    run = pipeline.train(tiny_recipe(data=data, training={"epochs": 8, "threads": 1}), tmp_path / "run")
+    pipeline.evaluate(run)
+    answers = Classifier.load(run.path).predict(pipeline.data_of(run).test.texts)
+    assert right_answers(run, answers, dict(zip(texts, given, strict=True))) > 0.9
+    pairs = [(answer["text"], answer["text_pair"]) for answer in answers]
+    assert set(pairs) <= set(zip(texts, seconds, strict=True))
 
 
 def test_pairs(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:

@@ -1,5 +1,6 @@
 """Only adapter and head learn, the same way every time, and the best epoch is what stays."""
 
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorafit import adapter, batches, encoders, pipeline, predict, runs, runtime, tokens, training
+from lorafit import adapter, batches, encoders, pipeline, predict, runs, runtime, tasks, tokens, training
+from lorafit.averaging import Average
 from lorafit.errors import EncoderError, LorafitWarning, RecipeError, RunError
 from lorafit.recipe import Training
 from tests.conftest import texts_and_labels
@@ -28,6 +30,7 @@ def attached(tiny: Path, seed: int = 0, **lora: Any) -> tuple[Any, Any]:
 def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: Any) -> training.Outcome:
     texts, labels = texts_and_labels(64)
     encoded = tokens.encode(texts, tokenizer, 64)
+    label_ids = more.pop("label_ids", np.array(labels))
     accuracies = iter(more.pop("accuracies", []))
 
     def validate(model: Any, on_batch: Any) -> dict[str, float]:
@@ -38,14 +41,14 @@ def fit(model: Any, tokenizer: Any, folder: Path, settings: Training, **more: An
     return training.fit(
         model,
         encoded,
-        np.array(labels),
+        label_ids,
         settings,
         validate=more.pop("validate", validate),
         log=more.pop("log", lambda line: None),
         folder=folder,
         pad_id=tokenizer.pad_token_id,
         where=FP32,
-        validation_label_ids=np.array(labels),
+        validation_label_ids=label_ids,
         **more,
     )
 
@@ -163,6 +166,16 @@ def test_the_mean_of_the_last_weights_is_what_is_validated_and_stays(tiny: Path,
         assert not torch.equal(weight, after[-1][name])
 
 
+@pytest.mark.parametrize(
+    ("share", "steps", "taken"), [(0.9, 10, 9), (0.5, 12, 6), (0.6, 45, 27), (0.7, 10, 7), (0.25, 3, 1), (0.0, 9, 0)]
+)
+def test_the_mean_takes_its_share_of_the_steps_and_not_one_more(share: float, steps: int, taken: int) -> None:
+    average = Average(share)
+    for step in range(1, steps + 1):
+        average.add(torch.nn.Linear(1, 1), step, steps)
+    assert average.state().facts["count"] == taken
+
+
 def test_early_stopping_stops_after_epochs_without_gain(tiny: Path, tmp_path: Path) -> None:
     model, tokenizer = attached(tiny)
     settings = FEW.model_copy(update={"epochs": 9, "early_stopping": 2})
@@ -210,6 +223,46 @@ def test_the_history_has_a_line_a_step_and_a_line_a_validation(tiny: Path, tmp_p
     assert [line["step"] for line in steps] == list(range(1, 9))
     assert all(line["tokens_per_second"] > 0 and line["learning_rate"] >= 0 for line in steps)
     assert [line["epoch"] for line in lines if "validation" in line] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_balanced_class_weights_are_in_the_loss_that_is_trained_with(task: str, tiny: Path, tmp_path: Path) -> None:
+    label_ids = np.array([0] * 58 + [1] * 6)
+    if task == "multi_label":
+        label_ids = np.eye(2, dtype=np.int64)[label_ids]
+    model, tokenizer = attached(tiny)
+    encoded = tokens.encode(texts_and_labels(64)[0], tokenizer, 64)
+    logits = torch.from_numpy(predict.logits(model, encoded, tokenizer.pad_token_id, FP32))
+    weights = torch.from_numpy(tasks.class_weights(label_ids, 2))
+    expected = {
+        "none": tasks.loss(logits, torch.from_numpy(label_ids)).item(),
+        "balanced": tasks.loss(logits, torch.from_numpy(label_ids), weights).item(),
+    }
+    assert abs(expected["balanced"] - expected["none"]) > 0.05
+    settings = FEW.model_copy(update={"batch_size": 64, "epochs": 1, "warmup": 0.0})  # one step
+    for name, loss in expected.items():
+        lines: list[dict[str, Any]] = []
+        weighed = settings.model_copy(update={"class_weights": name})
+        fit(*attached(tiny), tmp_path / name, weighed, label_ids=label_ids, log=lines.append)
+        assert next(line["loss"] for line in lines if "loss" in line) == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", [0.0, 0.5, *[1 - step / 6 for step in range(6)]]),
+        ("cosine", [0.0, 0.5, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]]),
+        ("constant", [0.0, 0.5, *[1.0] * 6]),
+    ],
+)
+def test_the_rate_rises_in_the_warm_up_and_falls_by_the_schedule(
+    schedule: str, shares: list[float], tiny: Path, tmp_path: Path
+) -> None:
+    lines: list[dict[str, Any]] = []
+    settings = FEW.model_copy(update={"schedule": schedule, "warmup": 0.25})  # 2 of 8 steps
+    fit(*attached(tiny), tmp_path, settings, log=lines.append)
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    assert rates == pytest.approx([settings.learning_rate * share for share in shares], abs=1e-9)
 
 
 def test_planning_leaves_weights_and_random_state_alone(tiny: Path) -> None:

@@ -1,8 +1,9 @@
-"""The mean of the weights over the last steps, which is what is validated and kept.
+"""The mean of the weights over the last steps, with which the epochs that end there are validated, and kept.
 
 Near the end the weights wander about a place that is seldom worse than where they happen to stop, and less sure of
 itself where it errs. The mean costs no time (Izmailov et al. 2018, arXiv:1803.05407); `training.average` says how far
-back it reaches.
+back from the planned end it reaches. Each epoch's end is validated with the mean so far, one before the first of those
+steps with the run's own weights, and the best epoch stays, whichever it had: so the mean need not be what is kept.
 """
 
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Average:
 
     def add(self, model: torch.nn.Module, step: int, steps: int) -> None:
         """Take the weights after `step` of `steps` into the mean, if that is among the last."""
-        if step <= (1 - self._share) * steps:
+        if step <= steps - round(self._share * steps):
             return
         weights = adapter.trained_weights(model)
         if self._count:

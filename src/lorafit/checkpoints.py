@@ -1,8 +1,10 @@
 """Checkpoints: everything that training goes on from after a step, as safetensors and JSON.
 
 checkpoints/checkpoint-STEP/
-  state.safetensors     adapter and head, now and in the best epoch; the optimizer's moments; torch's generators
-  state.json            the optimizer's settings, the schedule, the other generators, the best score so far
+  state.safetensors     adapter and head, now, in the best epoch, and the mean so far; the optimizer's moments; torch's
+                        generators
+  state.json            the optimizer's settings, the schedule, the other generators, the best epoch and its scores, the
+                        last epoch that was validated, the steps in the mean, what the guard has seen and said
   trainer_state.json    transformers' own record of step and epoch, where its Trainer looks for it
   sha256.json           the SHA-256 of the other three
 """
@@ -25,7 +27,7 @@ from lorafit.errors import RunError
 from lorafit.files import new_folder, remove_unfinished, sha256_of
 
 CHECKPOINTS_KEPT = 2
-_TENSORS, _FACTS, _TRAINER, _SUMS = "state.safetensors", "state.json", "trainer_state.json", "sha256.json"
+TENSORS, _FACTS, _TRAINER, _SUMS = "state.safetensors", "state.json", "trainer_state.json", "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def load(folder: Path) -> tuple[dict[str, State], TrainerState]:
     _refuse_damaged(folder)
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     states = {part: State({}, values) for part, values in facts.items()}
-    for key, tensor in load_file(folder / _TENSORS).items():
+    for key, tensor in load_file(folder / TENSORS).items():
         part, _, name = key.partition("/")
         states[part].tensors[name] = tensor
     return states, TrainerState.load_from_json(str(folder / _TRAINER))
@@ -116,17 +118,17 @@ def restore_generators(state: State) -> None:
 
 def _write(folder: Path, states: Mapping[str, State], trainer: TrainerState) -> None:
     tensors = {f"{part}/{name}": value for part, state in states.items() for name, value in state.tensors.items()}
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / _TENSORS)
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, folder / TENSORS)
     (folder / _FACTS).write_text(json.dumps({part: state.facts for part, state in states.items()}), encoding="utf-8")
     trainer.save_to_json(str(folder / _TRAINER))
-    sums = {name: sha256_of(folder / name) for name in (_TENSORS, _FACTS, _TRAINER)}
+    sums = {name: sha256_of(folder / name) for name in (TENSORS, _FACTS, _TRAINER)}
     (folder / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
 
 
 def _refuse_damaged(folder: Path) -> None:
     try:
         sums = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-        damaged = [name for name in (_TENSORS, _FACTS, _TRAINER) if sha256_of(folder / name) != sums[name]]
+        damaged = [name for name in (TENSORS, _FACTS, _TRAINER) if sha256_of(folder / name) != sums[name]]
     except (OSError, ValueError, LookupError, TypeError):
         damaged = [_SUMS]
     if damaged:

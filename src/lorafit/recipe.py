@@ -200,7 +200,8 @@ class Training(_Table):
     lora_plus_ratio: Annotated[float, Field(ge=1)] = 1.0
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): the rate of factor B over that of A; 1 = off, 16 is usual."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps, the last ones, whose weights are averaged: what is validated and kept; 0 = off."""
+    """Share of the steps, the last ones, whose weights are averaged; 0 = off. Each epoch's end is validated with the
+    mean so far, the run's own weights where the share has not begun, and the best epoch is kept."""
     select_by: Literal["accuracy", "f1"] = "accuracy"
     """The validation score that chooses the best epoch, "f1" the macro F1; ties go to the lower loss."""
     early_stopping: Annotated[int, Field(ge=0)] = OFF
@@ -211,6 +212,15 @@ class Training(_Table):
     """transformers' trackers: tensorboard, mlflow, wandb, ..."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 = all cores."""
+
+    @model_validator(mode="after")
+    def _the_last_steps_are_reached(self) -> "Training":
+        if self.average and self.early_stopping:
+            raise ValueError(
+                f"training.average = {self.average:g} takes the last of all steps, which training.early_stopping = "
+                f"{self.early_stopping} may leave out. Set one of them to 0"
+            )
+        return self
 
 
 class Recipe(_Table):
@@ -344,7 +354,7 @@ def _fields(table: _Table) -> list[tuple[str, FieldInfo]]:
 
 def _commented(key: str, value: Any, field: FieldInfo) -> str:
     written = tomli_w.dumps({key: value}, multiline_strings=False).strip().replace("\n", "")
-    return f"{written:<36}  # {field.description}"
+    return f"{written:<36}  # {' '.join((field.description or '').split())}"
 
 
 def _parsed(override: str) -> dict[str, Any]:

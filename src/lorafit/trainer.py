@@ -47,6 +47,7 @@ class ClassifierTrainer(Trainer):
         batches: Batches,
         long_text: LongText,
         class_weights: torch.Tensor | None,
+        guess: torch.Tensor,
         validate: Validate,
         log: Log,
         guard: Guard,
@@ -62,7 +63,8 @@ class ClassifierTrainer(Trainer):
         super().__init__(args=_arguments(settings, folder, where, seed), callbacks=callbacks, **trainer)
         self.remove_callback(PrinterCallback)
         self._settings, self._batches, self._long_text = settings, batches, long_text
-        self._class_weights = class_weights
+        self._class_weights, self._guess = class_weights, guess
+        self._guess_loss = guess.new_zeros(())  # of the last step's texts
         self._validate, self._log, self._guard, self._interruption = validate, log, guard, interruption
         self._folder = folder
         self._validated = -1  # the last epoch that was; 0 is the base's
@@ -106,6 +108,8 @@ class ClassifierTrainer(Trainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Return the loss of the task; what transformers' heads compute by themselves knows no weights."""
+        labels = inputs["labels"]
+        self._guess_loss = tasks.loss(self._guess.expand(len(labels), -1), labels, self._class_weights)
         return loss_of(model, inputs, self._long_text, self._class_weights)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -124,7 +128,7 @@ class ClassifierTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the step's line, then let Trainer tell its trackers."""
         if "loss" in logs:
-            self._guard.look_at_step(self.state.global_step, logs)
+            self._guard.look_at_step(self.model, self.state.global_step, logs, self._guess_loss.item())
             tokens, seconds = self._tokens_since_log, self._seconds_since_log()
             self._tokens_since_log = 0
             logs["tokens_per_second"] = tokens / seconds

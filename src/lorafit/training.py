@@ -115,18 +115,16 @@ def fit(
     """
     batches = Batches(tokens.lengths, settings.batch_size, seed, by_length=not padfree.is_enabled(model))
     guard = Guard(
-        validation_label_ids,
-        adapter.trained_weights(model),
-        learning_rate=settings.learning_rate,
-        stops_early=settings.early_stopping > 0,
-        folder=folder,
+        validation_label_ids, adapter.trained_weights(model), settings, epoch_steps=len(batches), folder=folder
     )
+    class_weights, guess = _constants(settings, label_ids, model.config.num_labels)
     with interrupts.kept() as interruption, bar("Training", total=len(batches) * settings.epochs) as advance:
         trainer = ClassifierTrainer(
             settings,
             batches=batches,
             long_text=tokens.long_text,
-            class_weights=_class_weights(settings, label_ids, model, where),
+            class_weights=None if class_weights is None else class_weights.to(where.device),
+            guess=guess.to(where.device),
             validate=validate,
             log=log,
             guard=guard,
@@ -179,7 +177,9 @@ def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int
     return pad(tokens, rows, pad_id) | {"labels": torch.from_numpy(label_ids[rows])}
 
 
-def _class_weights(settings: Training, label_ids: np.ndarray, model: PeftModel, where: Runtime) -> torch.Tensor | None:
+def _constants(settings: Training, label_ids: np.ndarray, labels: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return the weights of the loss, if it has any, and the best guess under it, (labels) each."""
     if settings.class_weights == "none":
-        return None
-    return torch.from_numpy(tasks.class_weights(label_ids, model.config.num_labels)).to(where.device)
+        return None, torch.from_numpy(tasks.guess(label_ids, labels))
+    weights = tasks.class_weights(label_ids, labels)
+    return torch.from_numpy(weights), torch.from_numpy(tasks.guess(label_ids, labels, weights))
