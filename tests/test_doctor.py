@@ -89,6 +89,20 @@ def test_a_test_file_that_overlaps_with_training_is_an_error(tiny: Path, tmp_pat
     assert doctor.examine(recipe_for(file, tiny, test_source=str(apart), test_size=1.0)).errors == []
 
 
+def test_a_validation_file_that_overlaps_with_training_or_test_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    trained, tested = texts_and_labels(100)[0], texts_and_labels(100, seed=1)[0]
+    file, test = reviews_with(tmp_path), reviews_with(tmp_path, name="test.csv", seed=1)
+    validation = reviews_with(tmp_path, (trained[4], "neg"), (tested[6], "neg"), name="dev.csv", seed=2)
+    own = {"validation_source": str(validation), "test_source": str(test)}
+    found = doctor.examine(recipe_for(file, tiny, **own))
+    assert [finding.about for finding in found.errors] == ["leak", "leak"]
+    assert f"{validation} row 101 and row 5" in found.errors[0].examples[0]
+    assert f"{test} row 7 and {validation} row 102" in found.errors[1].examples[0]
+    assert found.texts == {"all": 302, "train": 99, "validation": 101, "test": 100}
+    apart = reviews_with(tmp_path, name="apart.csv", seed=2)
+    assert doctor.examine(recipe_for(file, tiny, **own | {"validation_source": str(apart)})).errors == []
+
+
 def test_splits_that_training_refuses_are_an_error_and_the_rest_is_still_said(tiny: Path, tmp_path: Path) -> None:
     file = reviews_with(tmp_path, ("the odd one", "odd"), ("the odd one", "neg"))
     found = doctor.examine(recipe_for(file, tiny))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lorafit import Classifier, checks, encoders, export, pipeline, predict, proof, tables, tokens
+from lorafit import Classifier, checks, encoders, export, pipeline, predict, proof, recipe, runs, tables, tokens
 from lorafit.data import Text
 from lorafit.errors import BundleError, DataError, RecipeError
 from lorafit.runs import Run
@@ -166,6 +166,31 @@ def test_several_labels_a_text(
     answer = Classifier.load(run.path, precision="fp32").predict(texts[:1])[0]
     limits = dict(zip(sorted(TOPICS), [0.001, 0.999, 0.5], strict=True))
     assert answer["labels"] == [topic for topic, limit in limits.items() if answer[f"{topic}_prob"] >= limit]
+
+
+def test_what_stands_in_two_official_splits_is_warned_of_even_when_quiet_and_the_report_says_it(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]
+) -> None:
+    texts, labels = texts_and_labels(200)
+    files = {}
+    for name, rows in {"source": (0, 120), "validation_source": (118, 160), "test_source": (159, 200)}.items():
+        table = pd.DataFrame({"text": texts[slice(*rows)], "label": labels[slice(*rows)]})
+        tables.write(table, tmp_path / f"{name}.csv")
+        files[name] = str(tmp_path / f"{name}.csv")
+    sizes = {f"{split}_size": 1.0 for split in ("train", "validation", "test")}
+    made = tiny_recipe(data=files | sizes, training={"epochs": 1})
+    (tmp_path / "official.toml").write_text(recipe.to_toml(made))
+    said = cli("train", "official.toml", "--out", "run", "--quiet")
+    sentences = (
+        "2 texts of the training source also stand in validation or test, and are left out of training.",
+        "1 text of the validation source also stands in the test, and is left out of validation.",
+    )
+    assert said.err.startswith(f"Warning: {' '.join(sentences)}\n")
+    run = runs.open_run(tmp_path / "run")
+    assert run.record["overlaps"] == {"train": 2, "validation": 1}
+    assert run.record["texts"] == {"train": 118, "validation": 41, "test": 41}
+    pipeline.evaluate(run)
+    assert all(sentence in (run.path / "report.md").read_text() for sentence in sentences)
 
 
 def test_pairs(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:
