@@ -263,8 +263,8 @@ def test_the_official_splits_of_a_data_set_are_used_as_they_are(
         ["validation", "20"],
         ["test", "20"],
     ]
-    assert "1 text of the training source also stands in validation or test" in said.err
-    assert "1 text of the validation source also stands in the test, and is left out of validation" in said.err
+    assert "Texts of the training source that stand in validation or test too: 1." in said.err
+    assert "Texts of the validation source that stand in the test too: 1. They are left out of validation" in said.err
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_texts_of_an_official_test_leave_the_training_pool() -> None:
     left_out = splits.overlaps(pool(20), {"test": test})
     assert (
         splits.describe(left_out)
-        == "2 texts of the training source also stand in validation or test, and are left out of training."
+        == "Texts of the training source that stand in validation or test too: 2. They are left out of training."
     )
 
 

@@ -182,8 +182,8 @@ def test_what_stands_in_two_official_splits_is_warned_of_even_when_quiet_and_the
     (tmp_path / "official.toml").write_text(recipe.to_toml(made))
     said = cli("train", "official.toml", "--out", "run", "--quiet")
     sentences = (
-        "2 texts of the training source also stand in validation or test, and are left out of training.",
-        "1 text of the validation source also stands in the test, and is left out of validation.",
+        "Texts of the training source that stand in validation or test too: 2. They are left out of training.",
+        "Texts of the validation source that stand in the test too: 1. They are left out of validation.",
     )
     assert said.err.startswith(f"Warning: {' '.join(sentences)}\n")
     run = runs.open_run(tmp_path / "run")

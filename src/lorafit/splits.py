@@ -71,8 +71,7 @@ def describe(left_out: dict[str, int]) -> str:
     """Return what `overlaps` counted as sentences; empty where it counted nothing."""
     named = {"train": ("training", "validation or test"), "validation": ("validation", "the test")}
     return " ".join(
-        f"{count:,} {'text' if count == 1 else 'texts'} of the {source} source also {'stands' if count == 1 else 'stand'}"
-        f" in {others}, and {'is' if count == 1 else 'are'} left out of {source}."
+        f"Texts of the {source} source that stand in {others} too: {count:,}. They are left out of {source}."
         for (source, others), count in ((named[name], count) for name, count in left_out.items())
     )
 
