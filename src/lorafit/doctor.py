@@ -1,7 +1,7 @@
 """The data looked at before training: counts, lengths, findings in plain words. It goes on where training refuses."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
@@ -135,7 +135,7 @@ def examine_run(run: Run) -> Findings:
     >>> examine_run(runs.open_run("runs/demo")).findings[0].about
     'label errors'
     """
-    find_label_issues = _cleanlab()
+    find_suspects = _cleanlab()
     if not run.finished:
         raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
     prepared = pipeline.unchanged_data_of(run)
@@ -145,14 +145,7 @@ def examine_run(run: Run) -> Findings:
     label_ids = np.concatenate([split.label_ids for split in held_out])
     task = prepared.task
     probabilities = tasks.probabilities(np.concatenate([classifier.logits(split.tokens) for split in held_out]), task)
-    several = task == "multi_label"
-    suspects = find_label_issues(
-        [np.flatnonzero(row).tolist() for row in label_ids] if several else label_ids,
-        probabilities,
-        return_indices_ranked_by="self_confidence",
-        multi_label=several,
-        n_jobs=1,
-    ).tolist()
+    suspects = find_suspects(label_ids, probabilities)
     given = tasks.decide(probabilities, task, classifier.thresholds)
     read = _read(run.recipe)
     places = {(row.text, row.labels): row.place for row in reversed(read.rows)}  # of equal ones the first
@@ -190,12 +183,22 @@ def _label_errors(suspects: int, texts: int, examples: list[str], caveat: str) -
     return [Finding("warning", "label errors", sentence, suspects, examples)]
 
 
-def _cleanlab() -> Any:
+def _cleanlab() -> Callable[[np.ndarray, np.ndarray], list[int]]:
+    """Return what finds the texts whose label may be wrong, the likeliest first, from label ids and probabilities."""
     try:
         from cleanlab.filter import find_label_issues
+        from cleanlab.multilabel_classification.filter import find_label_issues as find_issues_of_several
     except ImportError:
         raise LorafitError("Label errors need cleanlab. Install it with: pip install 'lorafit[doctor]'") from None
-    return find_label_issues
+
+    def find(label_ids: np.ndarray, probabilities: np.ndarray) -> list[int]:
+        several = label_ids.ndim == 2
+        labels = [np.flatnonzero(row).tolist() for row in label_ids] if several else label_ids
+        ask = find_issues_of_several if several else find_label_issues
+        found = ask(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+        return [int(text) for text in found]
+
+    return find
 
 
 def _clean(source: Source, settings: Data, known: Sequence[str] = ()) -> Texts:
