@@ -154,8 +154,9 @@ def explain(
     probabilities = _probabilities(loaded, reading.tokens)[0]
     label_id = _decided(loaded, probabilities)
     attributions, log_odds, of_padding = _attributed(loaded, reading, label_id)
+    shares = np.bincount(reading.word_ids - _NO_WORD, attributions)  # of no word, and of each
     words = [
-        Word(read[start:end], start, float(attributions[reading.word_ids == word_id].sum()))
+        Word(read[start:end], start, float(shares[word_id - _NO_WORD]))
         for word_id, (start, end) in reading.words.items()
     ]
     total = float(attributions.sum())
