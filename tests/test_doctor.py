@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from lorafit import data, doctor, pipeline, recipe, runs, splits
+from lorafit import data, doctor, pipeline, recipe, runs, splits, tables
 from lorafit.errors import DataError, RunError
 from lorafit.runs import Run
 from tests.conftest import Said, texts_and_labels, write_csv
 from tests.test_bundle import reseal
+from tests.test_tasks_end_to_end import topics_and_texts, write
 
 Cli = Callable[..., Said]
 
@@ -87,6 +89,20 @@ def test_a_test_file_that_overlaps_with_training_is_an_error(tiny: Path, tmp_pat
     assert found.texts["test"] == 101
     apart = reviews_with(tmp_path, name="apart.csv", seed=1)
     assert doctor.examine(recipe_for(file, tiny, test_source=str(apart), test_size=1.0)).errors == []
+
+
+def test_a_validation_file_that_overlaps_with_training_or_test_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    trained, tested = texts_and_labels(100)[0], texts_and_labels(100, seed=1)[0]
+    file, test = reviews_with(tmp_path), reviews_with(tmp_path, name="test.csv", seed=1)
+    validation = reviews_with(tmp_path, (trained[4], "neg"), (tested[6], "neg"), name="dev.csv", seed=2)
+    own = {"validation_source": str(validation), "test_source": str(test)}
+    found = doctor.examine(recipe_for(file, tiny, **own))
+    assert [finding.about for finding in found.errors] == ["leak", "leak"]
+    assert f"{validation} row 101 and row 5" in found.errors[0].examples[0]
+    assert f"{test} row 7 and {validation} row 102" in found.errors[1].examples[0]
+    assert found.texts == {"all": 302, "train": 99, "validation": 101, "test": 100}
+    apart = reviews_with(tmp_path, name="apart.csv", seed=2)
+    assert doctor.examine(recipe_for(file, tiny, **own | {"validation_source": str(apart)})).errors == []
 
 
 def test_splits_that_training_refuses_are_an_error_and_the_rest_is_still_said(tiny: Path, tmp_path: Path) -> None:
@@ -198,6 +214,30 @@ def test_after_a_run_the_label_errors_planted_in_held_out_texts_are_named_likeli
     for example, start in zip(found.examples, named, strict=True):
         row = int(example.removeprefix("row ").partition(",")[0])
         assert texts[row - 1].startswith(start)
+
+
+@pytest.mark.filterwarnings("ignore:After epoch")
+def test_of_several_labels_a_text_the_planted_errors_are_named_too(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, proved_in_this_process: None, recwarn: pytest.WarningsRecorder
+) -> None:
+    pytest.importorskip("cleanlab", reason="label errors need the extra doctor")
+    texts, given = topics_and_texts(300)
+    data = write(tmp_path, pd.DataFrame({"text": texts[:240], "label": given[:240]}), "jsonl")
+    spoiled = [_with_or_without("musical", some) for some in given[240:244]] + given[244:]
+    tables.write(pd.DataFrame({"text": texts[240:], "label": spoiled}), tmp_path / "test.jsonl")
+    data |= {"train_size": 180, "validation_size": 60, "test_source": str(tmp_path / "test.jsonl"), "test_size": 60}
+    run = pipeline.train(tiny_recipe(data=data, training={"epochs": 5}), tmp_path / "run")
+    found = by_about(doctor.examine_run(run))["label errors"]
+    first = {
+        int(example.split(" row ")[1].partition(",")[0]) for example in found.examples[:6] if "test.jsonl" in example
+    }
+    assert first >= {1, 2, 3, 4}
+    assert found.texts < 20
+    assert not [warning for warning in recwarn if "multi_label" in str(warning.message)]  # cleanlab's own, deprecated
+
+
+def _with_or_without(label: str, labels: list[str]) -> list[str]:
+    return [one for one in labels if one != label] if label in labels else [*labels, label]
 
 
 def test_what_the_adapter_says_goes_by_its_thresholds(

@@ -34,16 +34,25 @@ def test_repeated_texts_are_counted_within_their_source() -> None:
     found = only(findings.repeated(rows("a", "b", "a", "a")))
     assert (found.severity, found.texts) == ("note", 2)
     assert found.examples[0] == 'row 1 and row 3: "a"'
-    assert findings.repeated([*rows("a"), Row(1, "a", ("pos",), "test", "test.csv")]) == []
+    assert findings.repeated([*rows("a"), Row(1, "a", ("pos",), "test", "test", "test.csv")]) == []
 
 
 def test_a_text_of_training_in_a_test_of_its_own_is_an_error() -> None:
-    leaked = [*rows("a", "b"), Row(7, "b", ("pos",), "test", "test.csv")]
+    leaked = [*rows("a", "b"), Row(7, "b", ("pos",), "test", "test", "test.csv")]
     found = only(findings.leaks(leaked))
     assert (found.severity, found.texts) == ("error", 1)
     assert found.sentence.startswith("1 text of the test source stands in the training source too.")
     assert found.examples == ['test.csv row 7 and row 2: "b"']
     assert findings.leaks(leaked[:2]) == []
+    validation = Row(3, "c", ("pos",), "", "validation", "dev.csv")
+    assert findings.leaks([*leaked[:2], validation]) == []
+    both = findings.leaks([*rows("c"), validation, Row(4, "c", ("pos",), "test", "test", "test.csv")])
+    assert [finding.severity for finding in both] == ["error"] * 3
+    assert [finding.examples for finding in both] == [
+        ['dev.csv row 3 and row 1: "c"'],
+        ['test.csv row 4 and row 1: "c"'],
+        ['test.csv row 4 and dev.csv row 3: "c"'],
+    ]
 
 
 def test_near_duplicates_are_a_note_and_across_our_splits_a_warning() -> None:

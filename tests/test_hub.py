@@ -238,6 +238,35 @@ def test_without_a_network_what_was_fetched_runs_and_the_rest_says_what_to_do(
         assert "Traceback" not in said.stderr
 
 
+def test_the_official_splits_of_a_data_set_are_used_as_they_are(
+    published: HubServer, cli: Cli, tmp_path: Path, tiny: Path
+) -> None:
+    """Train, validation and test on the Hub, and a text of each in the one before."""
+    folder = published.folder("datasets", "acme/official")
+    (folder / "plain_text").mkdir(parents=True)
+    of_validation = "  - split: test\n", "  - split: validation\n    path: plain_text/validation-*\n  - split: test\n"
+    (folder / "README.md").write_text(_CARD.replace(*of_validation))
+    texts, labels = texts_and_labels(120)
+    for name, rows in (("train", slice(0, 81)), ("validation", slice(80, 101)), ("test", slice(100, 120))):
+        table = pd.DataFrame({"text": texts[rows], "label": labels[rows]})
+        table.to_parquet(folder / "plain_text" / f"{name}-00000-of-00001.parquet", index=False)
+    made = tmp_path / "official.toml"
+    made.write_text(
+        '[data]\nsource = "hub:acme/official"\nvalidation_source = "split:validation"\ntest_source = "split:test"\n'
+        f'max_tokens = 64\n[encoder]\nname = "{tiny}"\n'
+    )
+    fetched = cli("fetch", made)
+    assert "Validation data: hub:acme/official, split validation, 21 rows" in fetched.err
+    said = cli("prepare", made, "--quiet")
+    assert [line.split()[:2] for line in said.out.splitlines()] == [
+        ["train", "80"],
+        ["validation", "20"],
+        ["test", "20"],
+    ]
+    assert "Texts of the training source that stand in validation or test too: 1." in said.err
+    assert "Texts of the validation source that stand in the test too: 1. They are left out of validation" in said.err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags"), [("imdb-bert-base-cased", []), ("imdb-bert-base-uncased", ["--small"])])
 def test_the_two_bert_recipes_run_whole_on_a_stand_in_encoder(

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[1]
             {"data": {"source": "f.csv", "test_source": "split:test"}},
             'data.test_source = "split:test" is a split of a Hub data set, and data.source, f.csv, is none.',
         ),
+        (
+            {"data": {"source": "f.csv", "validation_source": "split:dev"}},
+            'data.validation_source = "split:dev" is a split of a Hub data set, and data.source, f.csv, is none.',
+        ),
         ({"data": {"labels": ["a", "a"]}}, "data.labels needs at least two names, each once; it is ['a', 'a']"),
     ],
 )
@@ -113,6 +117,19 @@ def test_a_test_of_its_own_is_taken_whole_unless_the_recipe_says_how_much_of_it(
     assert recipe.load(tmp_path / "x.toml").data == made.data
     earlier = recipe.from_values(own).model_dump() | {"data": recipe.Data(test_size=0.15).model_dump() | own["data"]}
     assert recipe.from_values(earlier).data.test_size == 0.15  # as run.json has it
+
+
+def test_official_splits_are_taken_whole_and_with_both_the_training_source_too() -> None:
+    def sizes(**values: object) -> tuple[float, ...]:
+        made = recipe.from_values({"data": values}).data
+        return made.train_size, made.validation_size, made.test_size
+
+    both = {"validation_source": "dev.csv", "test_source": "test.csv"}
+    assert sizes(validation_source="dev.csv") == (0.7, 1.0, 0.15)
+    assert sizes(**both) == (1.0, 1.0, 1.0)
+    assert sizes(**both, train_size=50, validation_size=0.5) == (50, 0.5, 1.0)
+    named = recipe.from_values({"data": {"validation_source": "/home/somebody/dev.csv"}})
+    assert recipe.without_folders(named)["data"]["validation_source"] == "dev.csv"
 
 
 def test_project_a_stands_to_the_letter() -> None:

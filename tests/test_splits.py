@@ -59,17 +59,51 @@ def test_splits_keep_their_promises_whatever_the_data() -> None:
         assert all(len(part) <= size for part, size in zip(parts.values(), sizes, strict=True))
 
 
-def test_texts_of_an_official_test_leave_the_training_pool(capfd: pytest.CaptureFixture[str]) -> None:
+def test_texts_of_an_official_test_leave_the_training_pool() -> None:
     test = Texts(["text 0", "text 1", "other"], np.array([0, 1, 1]), ["0", "1"])
-    parts = splits.split(pool(20), 0.5, 0.5, 1.0, test=test)
+    parts = splits.split(pool(20), 0.5, 0.5, 1.0, own={"test": test})
     assert not set(test.texts) & (set(parts["train"].texts) | set(parts["validation"].texts))
     assert sorted(parts["test"].texts) == sorted(test.texts)
-    assert "2 texts also stand in the test; they are left out of training." in capfd.readouterr().err
+    left_out = splits.overlaps(pool(20), {"test": test})
+    assert (
+        splits.describe(left_out)
+        == "Texts of the training source that stand in validation or test too: 2. They are left out of training."
+    )
 
 
-def test_a_test_that_is_the_training_source_is_refused() -> None:
+def test_of_official_splits_what_stands_in_two_is_left_out_of_the_earlier() -> None:
+    validation = Texts(["text 0", "mine", "yours", "both"], np.array([0, 1, 0, 1]), ["0", "1"])
+    test = Texts(["text 1", "both", "other"], np.array([1, 1, 0]), ["0", "1"])
+    both = {"validation": validation, "test": test}
+    parts = splits.split(pool(20), 1.0, 1.0, 1.0, own=both)
+    assert_no_text_in_two(parts)
+    assert list(parts) == ["train", "validation", "test"]
+    assert parts["train"].texts == [f"text {n}" for n in range(2, 20)]
+    assert parts["validation"].texts == validation.texts[:3]
+    assert parts["test"].texts == test.texts
+    assert splits.overlaps(pool(20), both) == {"train": 2, "validation": 1}
+    some = splits.split(pool(20), 10, 2, 2, own=both)
+    assert {name: len(part) for name, part in some.items()} == {"train": 10, "validation": 2, "test": 2}
+
+
+def test_beside_an_official_validation_the_test_is_split_from_the_training_source() -> None:
+    validation = Texts(["text 0", "mine", "yours"], np.array([0, 1, 0]), ["0", "1"])
+    parts = splits.split(pool(41), 0.75, 1.0, 0.25, own={"validation": validation})
+    assert_no_text_in_two(parts)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 30, "validation": 3, "test": 10}
+
+
+def test_an_official_split_that_is_another_one_is_refused() -> None:
     with pytest.raises(DataError, match="Every training text stands in the test too: nothing is left to train on"):
-        splits.split(pool(20), 0.5, 0.5, 1.0, test=pool(20))
+        splits.split(pool(20), 0.5, 0.5, 1.0, own={"test": pool(20)})
+    both = {"validation": pool(10), "test": Texts([f"text {n}" for n in range(10, 20)], pool(10).label_ids, ["0", "1"])}
+    with pytest.raises(
+        DataError, match="in the validation or the test too: .* data.validation_source and data.test_so"
+    ):
+        splits.split(pool(20), 1.0, 1.0, 1.0, own=both)
+    other = Texts(["a", "b"], np.array([0, 1]), ["0", "1"])
+    with pytest.raises(DataError, match="Every validation text stands in the test too: .* data.validation_source, or"):
+        splits.split(pool(20), 1.0, 1.0, 1.0, own={"validation": other, "test": other})
 
 
 @pytest.mark.parametrize(
@@ -148,9 +182,11 @@ def test_fewer_than_five_examples_of_a_label_are_refused() -> None:
         splits.split(none, 0.7, 0.15, 0.15)
 
 
-def test_a_label_that_its_own_test_lacks_is_refused() -> None:
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_label_that_an_official_split_lacks_is_refused(name: str) -> None:
     lacking = Texts(["other", "another"], np.array([0, 0]), ["0", "1"])
-    with pytest.raises(DataError, match="The test has no text with the label '1', which the training texts have"):
-        splits.split(pool(20), 0.5, 0.5, 1.0, test=lacking)
-    with pytest.raises(DataError, match="The test texts have lists of labels, and the training texts one label each"):
-        splits.split(pool(20), 0.5, 0.5, 1.0, test=tagged(10))
+    with pytest.raises(DataError, match=f"No {name} text has the label '1', which the training texts have"):
+        splits.split(pool(20), 0.5, 0.5, 0.5, own={name: lacking})
+    several = f"The {name} texts have lists of labels, and the training texts one label each"
+    with pytest.raises(DataError, match=several):
+        splits.split(pool(20), 0.5, 0.5, 0.5, own={name: tagged(10)})

@@ -23,6 +23,8 @@ from lorafit import (
     predict,
     predictions,
     proof,
+    recipe,
+    runs,
     runtime,
     tables,
     tasks,
@@ -305,6 +307,31 @@ def test_several_labels_of_pairs_are_found_in_both_texts(tiny_recipe: Callable[.
     assert right_answers(run, answers, dict(zip(texts, given, strict=True))) > 0.9
     pairs = [(answer["text"], answer["text_pair"]) for answer in answers]
     assert set(pairs) <= set(zip(texts, seconds, strict=True))
+
+
+def test_what_stands_in_two_official_splits_is_warned_of_even_when_quiet_and_the_report_says_it(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]
+) -> None:
+    texts, labels = texts_and_labels(200)
+    files = {}
+    for name, rows in {"source": (0, 120), "validation_source": (118, 160), "test_source": (159, 200)}.items():
+        table = pd.DataFrame({"text": texts[slice(*rows)], "label": labels[slice(*rows)]})
+        tables.write(table, tmp_path / f"{name}.csv")
+        files[name] = str(tmp_path / f"{name}.csv")
+    sizes = {f"{split}_size": 1.0 for split in ("train", "validation", "test")}
+    made = tiny_recipe(data=files | sizes, training={"epochs": 1})
+    (tmp_path / "official.toml").write_text(recipe.to_toml(made))
+    said = cli("train", "official.toml", "--out", "run", "--quiet")
+    sentences = (
+        "Texts of the training source that stand in validation or test too: 2. They are left out of training.",
+        "Texts of the validation source that stand in the test too: 1. They are left out of validation.",
+    )
+    assert said.err.startswith(f"Warning: {' '.join(sentences)}\n")
+    run = runs.open_run(tmp_path / "run")
+    assert run.record["overlaps"] == {"train": 2, "validation": 1}
+    assert run.record["texts"] == {"train": 118, "validation": 41, "test": 41}
+    pipeline.evaluate(run)
+    assert all(sentence in (run.path / "report.md").read_text() for sentence in sentences)
 
 
 def test_pairs(tiny_recipe: Callable[..., Any], tmp_path: Path, cli: Callable[..., Said]) -> None:

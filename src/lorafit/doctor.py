@@ -1,7 +1,7 @@
 """The data looked at before training: counts, lengths, findings in plain words. It goes on where training refuses."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
@@ -79,18 +79,17 @@ def examine(recipe: Recipe) -> Findings:
 def _read(recipe: Recipe) -> _Read:
     settings = recipe.data
     source, found = _mended(data.open_source(settings.source), settings)
-    test_source, found_in_test = _mended(pipeline.open_test(settings), settings) if settings.test_source else (None, [])
+    mended = {name: _mended(own, settings) for name, own in pipeline.open_own_sources(settings).items()}
     pool = _clean(source, settings)
-    test = _clean(test_source, settings, pool.labels) if test_source else None
-    parts, refused = _split(recipe, pool, test)
-    rows = _rows(source, settings, pool, {name: part for name, part in parts.items() if name != "test" or test is None})
+    own = {name: _clean(own_source, settings, pool.labels) for name, (own_source, _) in mended.items()}
+    parts, refused = _split(recipe, pool, own)
+    rows = _rows(source, settings, pool, {name: part for name, part in parts.items() if name not in own})
     found += refused + _empty(source, settings)
     texts = pool.texts
-    if test_source is not None and test is not None:
-        own = {"test": parts.get("test", test)}
-        rows += _rows(test_source, settings, test, own, settings.test_source)
-        found += found_in_test + _empty(test_source, settings)
-        texts = texts + test.texts
+    for name, (own_source, found_there) in mended.items():
+        rows += _rows(own_source, settings, own[name], {name: parts.get(name, own[name])}, name)
+        found += found_there + _empty(own_source, settings)
+        texts = texts + own[name].texts
     return _Read(pool.labels, texts, rows, found)
 
 
@@ -135,7 +134,7 @@ def examine_run(run: Run) -> Findings:
     >>> examine_run(runs.open_run("runs/demo")).findings[0].about
     'label errors'
     """
-    find_label_issues = _cleanlab()
+    find_suspects = _cleanlab()
     if not run.finished:
         raise RunError(f"{run.path} is not finished. Go on with: lorafit train --resume {run.path}")
     prepared = pipeline.unchanged_data_of(run)
@@ -145,14 +144,7 @@ def examine_run(run: Run) -> Findings:
     label_ids = np.concatenate([split.label_ids for split in held_out])
     task = prepared.task
     probabilities = tasks.probabilities(np.concatenate([classifier.logits(split.tokens) for split in held_out]), task)
-    several = task == "multi_label"
-    suspects = find_label_issues(
-        [np.flatnonzero(row).tolist() for row in label_ids] if several else label_ids,
-        probabilities,
-        return_indices_ranked_by="self_confidence",
-        multi_label=several,
-        n_jobs=1,
-    ).tolist()
+    suspects = find_suspects(label_ids, probabilities)
     given = tasks.decide(probabilities, task, classifier.thresholds)
     read = _read(run.recipe)
     places = {(row.text, row.labels): row.place for row in reversed(read.rows)}  # of equal ones the first
@@ -190,37 +182,47 @@ def _label_errors(suspects: int, texts: int, examples: list[str], caveat: str) -
     return [Finding("warning", "label errors", sentence, suspects, examples)]
 
 
-def _cleanlab() -> Any:
+def _cleanlab() -> Callable[[np.ndarray, np.ndarray], list[int]]:
+    """Return what finds the texts whose label may be wrong, the likeliest first, from label ids and probabilities."""
     try:
         from cleanlab.filter import find_label_issues
+        from cleanlab.multilabel_classification.filter import find_label_issues as find_issues_of_several
     except ImportError:
         raise LorafitError("Label errors need cleanlab. Install it with: pip install 'lorafit[doctor]'") from None
-    return find_label_issues
+
+    def find(label_ids: np.ndarray, probabilities: np.ndarray) -> list[int]:
+        several = label_ids.ndim == 2
+        labels = [np.flatnonzero(row).tolist() for row in label_ids] if several else label_ids
+        ask = find_issues_of_several if several else find_label_issues
+        found = ask(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+        return [int(text) for text in found]
+
+    return find
 
 
 def _clean(source: Source, settings: Data, known: Sequence[str] = ()) -> Texts:
     return pipeline.clean(source, settings.model_copy(update={"on_empty": "drop"}), known)
 
 
-def _split(recipe: Recipe, pool: Texts, test: Texts | None) -> tuple[dict[str, Texts], list[Finding]]:
+def _split(recipe: Recipe, pool: Texts, own: dict[str, Texts]) -> tuple[dict[str, Texts], list[Finding]]:
     """Return the splits as training makes them; none, and what it would say, where it refuses."""
     sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
     try:
-        return splits.split(pool, *sizes, seed=recipe.seed, test=test), []
+        return splits.split(pool, *sizes, seed=recipe.seed, own=own), []
     except DataError as error:
         return {}, [Finding("error", "splits", str(error))]
 
 
-def _rows(source: Source, settings: Data, texts: Texts, parts: dict[str, Texts], test_source: str = "") -> list[Row]:
+def _rows(source: Source, settings: Data, texts: Texts, parts: dict[str, Texts], own: str = "") -> list[Row]:
     """Return a source's texts with their labels by name, their row in the source, and their split.
 
     Identical texts stand in one split: a text alone tells which.
     """
     homes = {text: name for name, part in parts.items() for text in part.texts}
-    without = set(_rows_without_text(source, settings))
+    named, without = settings.own_sources.get(own, ""), set(_rows_without_text(source, settings))
     numbers = (row + 1 for row in range(len(source.table)) if row not in without)
     return [
-        Row(number, _joined(text), _names(ids, texts.labels), homes.get(text, ""), test_source)
+        Row(number, _joined(text), _names(ids, texts.labels), homes.get(text, ""), own, named)
         for number, text, ids in zip(numbers, texts.texts, texts.label_ids, strict=True)
     ]
 

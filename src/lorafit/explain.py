@@ -1,17 +1,20 @@
 """Which words carried a decision: integrated gradients (Sundararajan, Taly and Yan 2017, arXiv:1703.01365), checked.
 
-The text is compared with padding in all its places: what each word adds to the decided label's log-odds on the way from
-there to the text. The words named are then taken out, and as many others by chance, to see whose loss matters more.
+The text, as the adapter reads it, is compared with padding in all its places: what each word adds to the decided
+label's log-odds on the way from there to the text. Of a text in windows, those log-odds are of the pooled logits, and a
+word's share is summed over the windows it stands in. The words named are then taken out of what is read, and as many
+others by chance, to see whose loss matters more.
 """
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from lorafit import bundle, predict, tasks
 from lorafit.bundle import Loaded
@@ -19,6 +22,7 @@ from lorafit.data import strip_tags
 from lorafit.errors import DataError, LorafitError
 from lorafit.files import write_text
 from lorafit.tables import HALF_CHARACTER
+from lorafit.tokens import Tokens, pad, pool, words_of
 
 STEPS = 64  # of the integral; Gauss-Legendre
 _FINER = (1, 4, 16)  # times as many steps, one after the other, until the integral has settled
@@ -26,6 +30,8 @@ _MOST_GAP = 0.05  # of what all tokens' shares weigh together
 _TOKENS_AT_ONCE = 2048
 _MOST_NAMED = 5
 _DRAWS = 20
+_NO_WORD = -1
+_GAP = "[...]"
 _FOR, _AGAINST = "0, 114, 178", "213, 94, 0"  # blue and vermillion, which the colour-blind can tell apart
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -35,7 +41,7 @@ p {{ white-space: pre-wrap }} span {{ border-radius: .2em; padding: .1em 0 }}</s
 <h1>{title}</h1>
 <p>{words}</p>
 <small>Blue words speak for {label}, orange ones against it; their numbers, in log-odds, show under the pointer.
-{check}</small>
+{notes}</small>
 </html>
 """
 
@@ -75,7 +81,7 @@ class Explanation:
     `special_tokens` sum to their difference but for `gap`, the error of the integral.
     """
 
-    text: str  # its head, where it is longer than the window
+    text: str  # without tags, where the adapter is to read none
     label: str
     probability: float
     log_odds: float
@@ -84,8 +90,20 @@ class Explanation:
     special_tokens: float
     gap: float
     settled: bool  # whether the gap is small beside the shares
-    is_head: bool
+    windows: int  # in which the text is read
+    unread: tuple[int, int]  # characters of the text, from and to; equal where all of it is read
     check: Check
+
+    @property
+    def reading(self) -> str:
+        """A sentence on how a text is read that is longer than the window; empty where it is not."""
+        start, end = self.unread
+        if end > start:
+            unread = f"{end - start:,} of its {len(self.text):,} characters"
+            return f"The text is longer than the window: {unread} are not read, and shown as {_GAP}."
+        if self.windows > 1:
+            return f"The text is read in {self.windows} windows; the decision is that of their pooled logits."
+        return ""
 
     @property
     def caveat(self) -> str:
@@ -104,8 +122,8 @@ def explain(
 ) -> Explanation:
     """Return which words of a text carried an adapter's decision, in fp32.
 
-    Of a text longer than the window its head is explained, as a text of its own. Where a text may have several labels,
-    it is the most probable one.
+    The decision is the one of `Classifier.predict`: of a text longer than the window, on what the bundle's policy reads
+    of it. Where a text may have several labels, the most probable one is explained.
 
     Args:
         path: a run folder or an adapter directory.
@@ -130,28 +148,32 @@ def explain(
         raise DataError("The text is empty; there is nothing to explain.")
     if HALF_CHARACTER.search(read):
         raise DataError("The text holds half a character, a lone surrogate; it is damaged.")
-    head, encoded = _head(loaded, read)
-    if not _words(head, encoded, np.zeros(len(encoded["input_ids"]))):
+    reading = _read(loaded, read)
+    if not reading.words:
         raise DataError("The tokenizer finds no word in the text; there is nothing to explain.")
-    probabilities = _probabilities(loaded, [head])[0]
+    probabilities = _probabilities(loaded, reading.tokens)[0]
     label_id = _decided(loaded, probabilities)
-    ids = torch.tensor([encoded["input_ids"]])
-    attributions, log_odds, of_padding = _attributed(loaded, ids, encoded.sequence_ids(0), label_id)
-    words = _words(head, encoded, attributions)
-    total = sum(word.attribution for word in words)
-    gap = float(attributions.sum()) - (log_odds - of_padding)
+    attributions, log_odds, of_padding = _attributed(loaded, reading, label_id)
+    shares = np.bincount(reading.word_ids - _NO_WORD, attributions)  # of no word, and of each
+    words = [
+        Word(read[start:end], start, float(shares[word_id - _NO_WORD]))
+        for word_id, (start, end) in reading.words.items()
+    ]
+    total = float(attributions.sum())
+    gap = total - (log_odds - of_padding)
     return Explanation(
-        text=head,
+        text=read,
         label=loaded.manifest.labels[label_id],
         probability=float(probabilities[label_id]),
         log_odds=log_odds,
         log_odds_of_padding=of_padding,
         words=words,
-        special_tokens=float(attributions.sum()) - total,
+        special_tokens=total - sum(word.attribution for word in words),
         gap=gap,
         settled=_is_settled(attributions, gap),
-        is_head=len(head) < len(read),
-        check=_checked(loaded, head, words, label_id, float(probabilities[label_id])),
+        windows=len(reading.tokens.offsets) - 1,
+        unread=reading.unread,
+        check=_checked(loaded, reading, words, label_id, float(probabilities[label_id])),
     )
 
 
@@ -164,37 +186,62 @@ def write_page(explanation: Explanation, file: Path) -> None:
     most = max((abs(word.attribution) for word in explanation.words), default=0.0) or 1.0
     pieces = []
     for between, word in pieces_of(explanation):
-        colour = _FOR if word.attribution > 0 else _AGAINST
-        style = f"background: rgba({colour}, {0.7 * abs(word.attribution) / most:.2f})"
-        shown = f'<span style="{style}" title="{word.attribution:+.3f}">{html.escape(word.word)}</span>'
-        pieces.append(html.escape(between) + shown)
+        pieces.append(html.escape(between))
+        if word is not None:
+            colour = _FOR if word.attribution > 0 else _AGAINST
+            style = f"background: rgba({colour}, {0.7 * abs(word.attribution) / most:.2f})"
+            pieces.append(f'<span style="{style}" title="{word.attribution:+.3f}">{html.escape(word.word)}</span>')
     title = html.escape(f"{explanation.label} ({explanation.probability:.3f})")
-    check = html.escape(" ".join(filter(None, [str(explanation.check), explanation.caveat])))
+    notes = html.escape(" ".join(filter(None, [explanation.reading, str(explanation.check), explanation.caveat])))
     label = html.escape(explanation.label)
-    write_text(file, _PAGE.format(title=title, words="".join(pieces), label=label, check=check))
+    write_text(file, _PAGE.format(title=title, words="".join(pieces), label=label, notes=notes))
 
 
-def pieces_of(explanation: Explanation) -> Iterable[tuple[str, Word]]:
-    """Yield each word with the characters that stand before it."""
+def pieces_of(explanation: Explanation) -> Iterable[tuple[str, Word | None]]:
+    """Yield each word with the characters that stand before it, and last what stands behind; what is unread is cut."""
     end = 0
-    for word in explanation.words:
-        yield explanation.text[end : word.start], word
-        end = word.start + len(word.word)
+    for word in (*explanation.words, None):
+        start = len(explanation.text) if word is None else word.start
+        is_cut = end <= explanation.unread[0] < explanation.unread[1] <= start
+        yield f" {_GAP} " if is_cut else explanation.text[end:start], word
+        end = start + len(word.word) if word else start
 
 
-def _head(loaded: Loaded, text: str) -> tuple[str, Any]:
-    """Return what the window holds of a text, and its tokens: with words taken out, nothing else must move in."""
+@dataclass(frozen=True)
+class _Reading:
+    """What the adapter reads of a text: tokens, and where the words stand that these are of."""
 
-    def encoded(some: str) -> Any:
-        return loaded.tokenizer(
-            some, truncation=True, max_length=loaded.manifest.max_tokens, return_offsets_mapping=True
-        )
+    tokens: Tokens
+    word_ids: np.ndarray  # int64, beside `tokens.ids`: the word of each token, which may stand in two windows
+    words: dict[int, tuple[int, int]]  # characters from and to
+    unread: tuple[int, int]  # see `Explanation`
 
-    found = encoded(text)
-    if not found.encodings[0].overflowing:
-        return text, found
-    head = text[: max(end for _, end in found["offset_mapping"])]
-    return head, encoded(head)
+
+def _read(loaded: Loaded, text: str) -> _Reading:
+    made = loaded.manifest
+    found = loaded.encode_prepared([text])
+    word_ids = words_of(text, loaded.tokenizer, made.max_tokens, made.long_text)
+    whole = loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)
+    spans: dict[int, tuple[int, int]] = {}
+    for word_id, (start, end) in zip(whole.word_ids(0), whole["offset_mapping"], strict=True):
+        if word_id is not None:
+            spans[word_id] = (min(spans.get(word_id, (start, end))[0], start), end)
+    there = {word_id for word_id in word_ids if word_id is not None}
+    gaps = [place for word_id, span in spans.items() if word_id not in there for place in span]
+    words = {word_id: _stripped(text, *span) for word_id, span in spans.items() if word_id in there}
+    return _Reading(
+        tokens=found,
+        word_ids=np.array([_NO_WORD if word_id is None else word_id for word_id in word_ids]),
+        words={word_id: (start, end) for word_id, (start, end) in words.items() if end > start},
+        unread=(min(gaps), max(gaps)) if gaps else (len(text), len(text)),
+    )
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a word's place without the space that a token may hold in front."""
+    shown = text[start:end]
+    start += len(shown) - len(shown.lstrip())
+    return start, start + len(shown.strip())
 
 
 def _decided(loaded: Loaded, probabilities: np.ndarray) -> int:
@@ -204,47 +251,66 @@ def _decided(loaded: Loaded, probabilities: np.ndarray) -> int:
     return int(tasks.decide(probabilities[None], made.task, made.thresholds)[0])
 
 
-def _probabilities(loaded: Loaded, texts: Sequence[str]) -> np.ndarray:
-    tokens = loaded.encode_prepared(texts)
+def _probabilities(loaded: Loaded, tokens: Tokens) -> np.ndarray:
     logits = predict.plain_logits(loaded.model, tokens, loaded.tokenizer.pad_token_id)
     return tasks.probabilities(logits, loaded.manifest.task)
 
 
-def _attributed(
-    loaded: Loaded, ids: torch.Tensor, sequence_ids: Sequence[int | None], label_id: int
-) -> tuple[np.ndarray, float, float]:
+def _attributed(loaded: Loaded, reading: _Reading, label_id: int) -> tuple[np.ndarray, float, float]:
     """Return each token's share, and the label's log-odds for the text and for padding between its special tokens."""
     integrated_gradients = _captum()
-    mask = torch.ones_like(ids)
-    special = torch.tensor([[place is None for place in sequence_ids]])
-    padding = torch.where(special, ids, loaded.tokenizer.pad_token_id)
-    several = loaded.manifest.task == "multi_label"
+    pad_id, several = loaded.tokenizer.pad_token_id, loaded.manifest.task == "multi_label"
+    batch = pad(reading.tokens, [0], pad_id)
+    ids, real = batch["input_ids"], batch["attention_mask"].bool()
+    padding = torch.full_like(ids, pad_id)
+    padding[real] = torch.where(torch.from_numpy(reading.word_ids) == _NO_WORD, ids[real], pad_id)
 
-    def log_odds(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        logits = loaded.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    def log_odds(embedded: torch.Tensor) -> torch.Tensor:
+        """Return those of each copy of the text, of which `embedded` holds all windows."""
+        copies = len(embedded) // len(ids)
+        logits = _logits(loaded.model, embedded, ids.repeat(copies, 1), batch["attention_mask"].repeat(copies, 1))
+        logits = pool(logits, torch.full((copies,), len(ids)), loaded.manifest.long_text)
         others = torch.cat([logits[:, :label_id], logits[:, label_id + 1 :]], dim=1)
         wanted: torch.Tensor = logits[:, label_id]
         return wanted if several else wanted - others.logsumexp(dim=1)
 
     embeddings = loaded.model.get_input_embeddings()
-    with torch.inference_mode():
-        of_text = log_odds(ids, mask).item()
-        # Padding's embeddings in place of the text's: asked by its ids, RoBERTa would count its places otherwise.
-        hook = embeddings.register_forward_hook(lambda module, *_: module.forward(padding))
-        of_padding = log_odds(ids, mask).item()
-        hook.remove()
+    with torch.no_grad():
+        start, end = embeddings(padding), embeddings(ids)
+        of_padding, of_text = log_odds(start).item(), log_odds(end).item()
     for finer in _FINER:
-        found = integrated_gradients(log_odds, embeddings).attribute(
-            ids,
-            baselines=padding,
-            additional_forward_args=(mask,),
+        found = integrated_gradients(log_odds).attribute(
+            end,
+            baselines=start,
             n_steps=STEPS * finer,
-            internal_batch_size=max(1, _TOKENS_AT_ONCE // ids.shape[1]),
+            internal_batch_size=max(len(ids), _TOKENS_AT_ONCE // ids.shape[1]),
         )
-        shares = found.detach().sum(dim=-1)[0].double().numpy()
+        shares = found.detach().sum(dim=-1)[real].double().numpy()
         if _is_settled(shares, float(shares.sum()) - (of_text - of_padding)):
             break
     return shares, of_text, of_padding
+
+
+def _logits(model: Any, embedded: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the logits of windows with these embeddings in the place of their ids' own, however many there are.
+
+    The ids are given all the same: by them RoBERTa counts its places.
+    """
+
+    def ask(embedded: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hook = model.get_input_embeddings().register_forward_hook(lambda *_: embedded)
+        try:
+            logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
+        finally:
+            hook.remove()
+        return logits
+
+    at_once = max(1, _TOKENS_AT_ONCE // ids.shape[1])
+    if len(ids) <= at_once:
+        return ask(embedded, ids, mask)
+    parts = zip(*(torch.split(tensor, at_once) for tensor in (embedded, ids, mask)), strict=True)
+    # Computed again for its gradient: many windows at once would not fit into memory.
+    return torch.cat([checkpoint(ask, *part, use_reentrant=False) for part in parts])
 
 
 def _is_settled(shares: np.ndarray, gap: float) -> bool:
@@ -253,38 +319,27 @@ def _is_settled(shares: np.ndarray, gap: float) -> bool:
 
 def _captum() -> Any:
     try:
-        from captum.attr import LayerIntegratedGradients
+        from captum.attr import IntegratedGradients
     except ImportError:
         raise LorafitError("explain needs captum. Install it with: pip install 'lorafit[explain]'") from None
-    return LayerIntegratedGradients
+    return IntegratedGradients
 
 
-def _words(text: str, encoded: Any, attributions: np.ndarray) -> list[Word]:
-    """Join tokens to the tokenizer's words; a space that a token holds in front is not part of the word."""
-    spans: dict[int, list[int]] = {}
-    shares: dict[int, float] = {}
-    for word, (start, end), share in zip(encoded.word_ids(0), encoded["offset_mapping"], attributions, strict=True):
-        if word is not None:
-            spans[word] = [min(spans.get(word, [start])[0], start), end]
-            shares[word] = shares.get(word, 0.0) + float(share)
-    found = []
-    for word, (start, end) in spans.items():
-        shown = text[start:end]
-        found.append(Word(shown.strip(), start + len(shown) - len(shown.lstrip()), shares[word]))
-    return [word for word in found if word.word]
-
-
-def _checked(loaded: Loaded, text: str, words: list[Word], label_id: int, probability: float) -> Check:
+def _checked(loaded: Loaded, reading: _Reading, words: list[Word], label_id: int, probability: float) -> Check:
     count = max(1, min(_MOST_NAMED, len(words) // 4))
-    named = sorted(words, key=lambda word: -word.attribution)[:count]
+    named = sorted(range(len(words)), key=lambda place: -words[place].attribution)[:count]
     chance = np.random.default_rng(0)
-    draws = [chance.choice(len(words), size=count, replace=False) for _ in range(_DRAWS)]
-    texts = [_without(text, named), *(_without(text, [words[place] for place in draw]) for draw in draws)]
-    losses = probability - _probabilities(loaded, texts)[:, label_id]
-    return Check([word.word for word in named], float(losses[0]), float(losses[1:].mean()))
+    draws = [chance.choice(len(words), size=count, replace=False).tolist() for _ in range(_DRAWS)]
+    word_ids = list(reading.words)
+    kept = [~np.isin(reading.word_ids, [word_ids[place] for place in taken]) for taken in (named, *draws)]
+    losses = probability - _probabilities(loaded, _copies(reading.tokens, np.stack(kept)))[:, label_id]
+    return Check([words[place].word for place in named], float(losses[0]), float(losses[1:].mean()))
 
 
-def _without(text: str, words: Iterable[Word]) -> str:
-    for word in sorted(words, key=lambda word: -word.start):
-        text = text[: word.start] + text[word.start + len(word.word) :]
-    return text
+def _copies(one: Tokens, kept: np.ndarray) -> Tokens:
+    """Return copies of one text, each with the tokens that `kept` (copies, tokens) says; nothing else moves in."""
+    copies, tokens = kept.shape
+    starts = one.offsets[:-1] + tokens * np.arange(copies)[:, None]
+    offsets = np.append(0, np.cumsum(kept))[np.append(starts, kept.size)]
+    windows = None if one.windows is None else one.windows[1] * np.arange(copies + 1)
+    return Tokens(np.tile(one.ids, copies)[kept.ravel()], offsets, 0, one.long_text, windows)

@@ -44,12 +44,13 @@ class Row(NamedTuple):
     text: str
     labels: tuple[str, ...]
     split: str = ""  # empty: in none
-    test_source: str = ""  # the source of a test of its own
+    own: str = ""  # "validation" or "test": it stands in that split's own source
+    own_source: str = ""  # the name of that
 
     @property
     def place(self) -> str:
         """Where to find it: "row 7", or "test.csv row 7"."""
-        return f"{self.test_source} row {self.number}".lstrip()
+        return f"{self.own_source} row {self.number}".lstrip()
 
 
 @dataclass(frozen=True)
@@ -101,31 +102,36 @@ def missing_classes(rows: Sequence[Row], labels: Sequence[str]) -> list[Finding]
 
 
 def leaks(rows: Sequence[Row]) -> list[Finding]:
-    """Say which texts of a test of its own stand in the training source too: its score would be too good."""
-    known = {row.text: row for row in rows if not row.test_source}
-    twice = [row for row in rows if row.test_source and row.text in known]
+    """Say which texts of a split's own source stand in that of another split too: its score would be too good."""
+    pairs = (("validation", ""), ("test", ""), ("test", "validation"))
+    return [finding for one, other in pairs for finding in _leaks(rows, one, other)]
+
+
+def _leaks(rows: Sequence[Row], one: str, other: str) -> list[Finding]:
+    known = {row.text: row for row in rows if row.own == other}
+    twice = [row for row in rows if row.own == one and row.text in known]
     if not twice:
         return []
     sentence = (
-        f"{_texts(twice)} of the test source {'stands' if len(twice) == 1 else 'stand'} in the training source too. "
-        "Take them out of one of the two."
+        f"{_texts(twice)} of the {one} source {'stands' if len(twice) == 1 else 'stand'} in the "
+        f"{other or 'training'} source too. Take them out of one of the two."
     )
-    return [_finding("error", "leak", sentence, twice, lambda row: f"{row.place} and {known[row.text].place}")]
+    return [_finding("error", "leak", sentence, twice, lambda row: _pair(row, known[row.text]))]
 
 
 def repeated(rows: Sequence[Row]) -> list[Finding]:
     """Note the texts that stand more than once in one source."""
     first: dict[tuple[str, str], Row] = {}
     for row in rows:
-        first.setdefault((row.test_source, row.text), row)
-    extra = [row for row in rows if first[row.test_source, row.text] is not row]
+        first.setdefault((row.own, row.text), row)
+    extra = [row for row in rows if first[row.own, row.text] is not row]
     if not extra:
         return []
     sentence = (
         f"{_texts(extra)} {'is' if len(extra) == 1 else 'are'} the same as an earlier one. "
         "Our splits keep identical texts together."
     )
-    return [_finding("note", "duplicates", sentence, extra, lambda row: _pair(first[row.test_source, row.text], row))]
+    return [_finding("note", "duplicates", sentence, extra, lambda row: _pair(first[row.own, row.text], row))]
 
 
 def contradictions(rows: Sequence[Row]) -> list[Finding]:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 from peft import PeftModel
@@ -32,7 +33,7 @@ from lorafit import (
 from lorafit import recipe as recipes
 from lorafit.calibration import Calibration
 from lorafit.console import complain, say
-from lorafit.errors import RecipeError, RunError, printable
+from lorafit.errors import LorafitWarning, RecipeError, RunError, printable
 from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
@@ -59,9 +60,8 @@ def fetch(recipe: Recipe) -> None:
     say(f"Encoder: {recipe.encoder.name} in {files.folder}")
     source = data.open_source(recipe.data.source, refresh=True)
     say(f"Data: {source.place}, {len(source.table):,} rows")
-    if recipe.data.test_source:
-        test = open_test(recipe.data, refresh=True)
-        say(f"Test data: {test.place}, {len(test.table):,} rows")
+    for name, own in open_own_sources(recipe.data, refresh=True).items():
+        say(f"{name.capitalize()} data: {own.place}, {len(own.table):,} rows")
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -70,12 +70,12 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
     encoders.refuse_long_window(files, tokenizer, recipe.data.max_tokens)
     source = data.open_source(recipe.data.source)
-    test_source = open_test(recipe.data) if recipe.data.test_source else None
+    own_sources = open_own_sources(recipe.data)
     key = prepared.key_of(
         {
             "data": recipe.data.model_dump(),
             "seed": recipe.seed,
-            "content": [source.fingerprint, test_source.fingerprint if test_source else ""],
+            "content": {name: found.fingerprint for name, found in ({"train": source} | own_sources).items()},
             "tokenizer": encoders.tokenizer_fingerprint(tokenizer),
         }
     )
@@ -83,11 +83,14 @@ def prepare(recipe: Recipe) -> Prepared:
     known = found is not None
     if found is None:
         pool = clean(source, recipe.data)
-        test = clean(test_source, recipe.data, pool.labels) if test_source else None
+        own = {name: clean(own_source, recipe.data, pool.labels) for name, own_source in own_sources.items()}
         sizes = (recipe.data.train_size, recipe.data.validation_size, recipe.data.test_size)
-        parts = splits.split(pool, *sizes, seed=recipe.seed, test=test)
-        found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens, recipe.data.long_text)
+        parts = splits.split(pool, *sizes, seed=recipe.seed, own=own)
+        overlaps = splits.overlaps(pool, own)
+        found = prepared.make(key, parts, tokenizer, recipe.data.max_tokens, recipe.data.long_text, overlaps)
     say(f"Data: {found}{'; prepared already, nothing has changed' if known else ''}.")
+    if found.overlaps:
+        warn(splits.describe(found.overlaps), LorafitWarning, stacklevel=2)
     return found
 
 
@@ -119,6 +122,7 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
     facts = {
         "prepared": found.key,
         "texts": {name: len(split) for name, split in found.splits.items()},
+        "overlaps": found.overlaps,
         "parameters": {"trainable": count.trainable, "total": count.total},
         "encoder_sha256": setup.files.sha256,
         "runtime": runtime.as_record(setup.where),
@@ -193,15 +197,19 @@ def _naming_the_way_on(run: Run) -> Iterator[None]:
         raise
 
 
-def open_test(settings: Data, *, refresh: bool = False) -> data.Source:
-    """Return the source that `data.test_source` names: a split of the recipe's own source, or one by itself."""
-    if settings.test_source.startswith("split:"):  # of the source, which is refreshed by itself
-        return data.open_source(settings.source, split=settings.test_source.removeprefix("split:"))
-    return data.open_source(settings.test_source, refresh=refresh)
+def open_own_sources(settings: Data, *, refresh: bool = False) -> dict[str, data.Source]:
+    """Return the sources of validation and test that the recipe names: splits of its source, or ones by themselves."""
+
+    def opened(name: str) -> data.Source:
+        if name.startswith("split:"):  # of the source, which is refreshed by itself
+            return data.open_source(settings.source, split=name.removeprefix("split:"))
+        return data.open_source(name, refresh=refresh)
+
+    return {split: opened(name) for split, name in settings.own_sources.items()}
 
 
 def clean(source: data.Source, settings: Data, known: Sequence[str] = ()) -> data.Texts:
-    """Return a source's texts and label ids, checked, by the recipe's [data] table; `known` are a test's labels."""
+    """Return a source's texts and label ids, checked, by the recipe's [data] table; for `known` see `data.clean`."""
     return data.clean(
         source,
         text=settings.text,

@@ -48,6 +48,7 @@ class Prepared:
     train: Split
     validation: Split
     test: Split
+    overlaps: dict[str, int]  # see `splits.overlaps`
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -84,10 +85,17 @@ def find(key: str) -> Prepared | None:
         splits = {name: _read(folder / f"{name}.parquet", facts, facts["cut"][name]) for name in SPLITS}
     except (OSError, ValueError, KeyError):  # not there, or damaged: it can be made again
         return None
-    return Prepared(key, facts["labels"], **splits)
+    return Prepared(key, facts["labels"], **splits, overlaps=facts.get("overlaps", {}))  # an earlier version had none
 
 
-def make(key: str, splits: dict[str, Texts], tokenizer: Any, max_tokens: int, long_text: LongText = "head") -> Prepared:
+def make(
+    key: str,
+    splits: dict[str, Texts],
+    tokenizer: Any,
+    max_tokens: int,
+    long_text: LongText = "head",
+    overlaps: dict[str, int] | None = None,
+) -> Prepared:
     """Tokenize the splits and write them, whole or not at all; returns what `find` will return from now on.
 
     Raises:
@@ -103,7 +111,7 @@ def make(key: str, splits: dict[str, Texts], tokenizer: Any, max_tokens: int, lo
                 tokens = encode(part.texts, tokenizer, max_tokens, long_text)
                 cut[name] = tokens.cut
                 _write(unfinished / f"{name}.parquet", part, tokens)
-            facts = {"labels": splits["train"].labels, "cut": cut, "long_text": long_text}
+            facts = {"labels": splits["train"].labels, "cut": cut, "long_text": long_text, "overlaps": overlaps or {}}
             (unfinished / "prepared.json").write_text(json.dumps(facts), encoding="utf-8")
             found = find(key)  # another process may have been faster; its files are the same
             if found is None:

@@ -29,6 +29,7 @@ Size = PositiveInt | Share
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
 OFF = 0
+OWN = ("validation", "test")  # the splits that may have a source of their own
 
 
 class _Table(BaseModel):
@@ -55,11 +56,13 @@ class Data(_Table):
     train_size: Size = 0.7
     """A number of texts (an integer), or a share of what there is (a float)."""
     validation_size: Size = 0.15
-    """The texts on which the best epoch is chosen."""
+    """The texts on which the best epoch is chosen; of a `validation_source` how many, all where this is not set."""
+    validation_source: str = ""
+    """"split:NAME" of a Hub data set, or a source of its own; empty: validation is split from `source`."""
     test_size: Size = 0.15
     """The texts that are looked at once, at the end; of a `test_source` how many, all (1.0) where this is not set."""
     test_source: str = ""
-    """"split:NAME" of a Hub data set, or a source of its own; empty: the test is split from `source`."""
+    """As `validation_source`, for the test. With both, `train_size` too is all where it is not set."""
     max_tokens: Annotated[int, Field(ge=8)] = 512
     """Longer texts are cut to this many tokens, special tokens included, or read in windows of as many."""
     long_text: LongText = "head"
@@ -69,11 +72,20 @@ class Data(_Table):
     html: Literal["keep", "strip"] = "keep"
     """"strip" takes tags such as <br /> out of the texts."""
 
+    @property
+    def own_sources(self) -> dict[str, str]:
+        """The splits that have a source of their own, and its name."""
+        named = {"validation": self.validation_source, "test": self.test_source}
+        return {split: source for split, source in named.items() if source}
+
     @model_validator(mode="before")
     @classmethod
-    def _a_test_of_its_own_is_taken_whole(cls, values: Any) -> Any:
-        own = isinstance(values, dict) and values.get("test_source") and "test_size" not in values
-        return values | {"test_size": 1.0} if own else values
+    def _a_source_of_one_split_is_taken_whole(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        whole = [split for split in OWN if values.get(f"{split}_source")]
+        whole += ["train"] if len(whole) == len(OWN) else []
+        return {f"{split}_size": 1.0 for split in whole} | values
 
     @model_validator(mode="after")
     def _labels_are_distinct(self) -> "Data":
@@ -91,11 +103,12 @@ class Data(_Table):
 
     @model_validator(mode="after")
     def _split_is_of_the_hub(self) -> "Data":
-        if self.test_source.startswith("split:") and not self.source.startswith("hub:"):
-            raise ValueError(
-                f'data.test_source = "{self.test_source}" is a split of a Hub data set, and data.source, '
-                f"{self.source}, is none. Name a file or another source, or leave it out"
-            )
+        for split, source in self.own_sources.items():
+            if source.startswith("split:") and not self.source.startswith("hub:"):
+                raise ValueError(
+                    f'data.{split}_source = "{source}" is a split of a Hub data set, and data.source, {self.source}, '
+                    "is none. Name a file or another source, or leave it out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -324,7 +337,8 @@ def to_toml(recipe: Recipe) -> str:
 def without_folders(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain values in which a file or folder has its last name only: for other people's eyes."""
     values = recipe.model_dump()
-    for table, key in (("data", "source"), ("data", "test_source"), ("encoder", "name")):
+    sources = [("data", key) for key in ("source", *(f"{split}_source" for split in OWN))]
+    for table, key in (*sources, ("encoder", "name")):
         source = values[table][key]
         if not source.startswith(("bundled:", "hub:", "split:")):
             values[table][key] = Path(source).name

@@ -1,6 +1,8 @@
 """Training, validation and test: stratified by label, a function of the seed, identical texts kept together."""
 
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,19 +20,20 @@ def split(
     test_size: float,
     *,
     seed: int = 0,
-    test: Texts | None = None,
+    own: Mapping[str, Texts] = MappingProxyType({}),
 ) -> dict[str, Texts]:
     """Return "train", "validation" and "test": stratified by label, seeded, identical texts kept together.
 
     Where texts have several labels, by iterative stratification (Sechidis et al. 2011).
 
     Args:
-        pool: what is split; a test of its own is not part of it.
+        pool: what is split; validation or test texts from a source of their own are not part of it.
         train_size: how many texts (int), or which share of what there is (float); so the other two.
-        validation_size: see `train_size`.
-        test_size: see `train_size`; with `test` given, how much of that is taken.
+        validation_size: see `train_size`; of "validation" in `own` how much is taken.
+        test_size: the same for the test.
         seed: decides who goes where.
-        test: texts of an official test split; texts of `pool` that stand there too are left out of the pool.
+        own: texts of official splits, "validation" or "test" or both. What stands in two of them is left out of the
+            earlier one: of the pool, or of validation.
 
     Raises:
         DataError: fewer texts than asked for, a class with fewer than five, or one that a split would not have.
@@ -39,25 +42,65 @@ def split(
     >>> {name: len(part) for name, part in split(pool, 6, 2, 2).items()}
     {'train': 6, 'validation': 2, 'test': 2}
     """
-    if test is None:
-        _refuse_rare_class(pool)
-        sizes = dict(zip(SPLITS, _counts([train_size, validation_size, test_size], len(pool)), strict=True))
-        return _assigned(pool, sizes, seed)
-    seen = set(test.texts)
-    apart = [row for row, text in enumerate(pool.texts) if text not in seen]
-    if len(apart) < len(pool):
-        say(f"{len(pool) - len(apart)} texts also stand in the test; they are left out of training.")
-    if not apart:
+    apart = {name: texts.take(rows) for name, (texts, rows) in _apart(pool, own).items()}
+    _refuse_nothing_left(apart)
+    _refuse_rare_class(apart["train"])
+    sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
+    parts: dict[str, Texts] = {}
+    for home, texts in apart.items():
+        if home != "train":
+            _refuse_unlike(texts, apart["train"], home)
+        dealt = [name for name in SPLITS if name == home or (home == "train" and name not in apart)]
+        counts = dict(zip(dealt, _counts([sizes[name] for name in dealt], len(texts)), strict=True))
+        parts |= _assigned(texts, counts, seed)
+    return {name: parts[name] for name in SPLITS}
+
+
+def overlaps(pool: Texts, own: Mapping[str, Texts]) -> dict[str, int]:
+    """Return how many texts `split` leaves out of "train" and "validation": they stand in what comes after it, too.
+
+    >>> a, b = Texts(["one", "two"], np.array([0, 1]), ["x", "y"]), Texts(["two"], np.array([1]), ["x", "y"])
+    >>> overlaps(a, {"test": b})
+    {'train': 1}
+    """
+    left_out = {name: len(texts) - len(rows) for name, (texts, rows) in _apart(pool, own).items()}
+    return {name: count for name, count in left_out.items() if count}
+
+
+def describe(left_out: dict[str, int]) -> str:
+    """Return what `overlaps` counted as sentences; empty where it counted nothing."""
+    named = {"train": ("training", "validation or test"), "validation": ("validation", "the test")}
+    return " ".join(
+        f"Texts of the {source} source that stand in {others} too: {count:,}. They are left out of {source}."
+        for (source, others), count in ((named[name], count) for name, count in left_out.items())
+    )
+
+
+def _apart(pool: Texts, own: Mapping[str, Texts]) -> dict[str, tuple[Texts, list[int]]]:
+    """Return what splits are taken from, "train" first, each with the rows whose text stands in no later one."""
+    given = {"train": pool, **own}
+    seen: set[Text] = set()
+    apart = {}
+    for name in reversed([name for name in SPLITS if name in given]):
+        texts = given[name]
+        apart[name] = (texts, [row for row, text in enumerate(texts.texts) if text not in seen])
+        seen |= set(texts.texts)
+    return dict(reversed(apart.items()))
+
+
+def _refuse_nothing_left(apart: dict[str, Texts]) -> None:
+    if not len(apart["train"]):
+        own = [name for name in apart if name != "train"]
         raise DataError(
-            "Every training text stands in the test too: nothing is left to train on. Name another data.test_source, "
-            "or leave it out, and the test is split from data.source."
+            f"Every training text stands in the {' or the '.join(own)} too: nothing is left to train on. Name another "
+            f"{' and '.join(f'data.{name}_source' for name in own)}, or leave it out, and {' and '.join(own)} texts "
+            "are split from data.source."
         )
-    pool = pool.take(apart)
-    _refuse_rare_class(pool)
-    _refuse_unlike(test, pool)
-    sizes = dict(zip(SPLITS, _counts([train_size, validation_size], len(pool)), strict=False))
-    parts = _assigned(pool, sizes, seed)
-    return parts | _assigned(test, {"test": _counts([test_size], len(test))[0]}, seed)
+    if not all(map(len, apart.values())):
+        raise DataError(
+            "Every validation text stands in the test too: nothing is left to choose the best epoch on. Name another "
+            "data.validation_source, or leave it out, and validation texts are split from data.source."
+        )
 
 
 def _counts(sizes: list[float], available: int) -> list[int]:
@@ -165,15 +208,15 @@ def _refuse_rare_class(pool: Texts) -> None:
         )
 
 
-def _refuse_unlike(test: Texts, pool: Texts) -> None:
-    """Refuse a test of its own that asks for something else than the training texts."""
-    if test.label_ids.ndim != pool.label_ids.ndim:
-        one, several = ("training", "test") if test.label_ids.ndim == 2 else ("test", "training")
+def _refuse_unlike(own: Texts, pool: Texts, name: str) -> None:
+    """Refuse validation or test texts of a source of their own that ask for something else than the training texts."""
+    if own.label_ids.ndim != pool.label_ids.ndim:
+        one, several = ("training", name) if own.label_ids.ndim == 2 else (name, "training")
         raise DataError(f"The {several} texts have lists of labels, and the {one} texts one label each.")
-    missing = np.flatnonzero(test.examples() == 0)
+    missing = np.flatnonzero(own.examples() == 0)
     if len(missing):
         raise DataError(
-            f"The test has no text with the label {pool.labels[missing[0]]!r}, which the training texts have. "
+            f"No {name} text has the label {pool.labels[missing[0]]!r}, which the training texts have. "
             "Give it some, or leave that label out of the training texts."
         )
 

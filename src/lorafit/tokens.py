@@ -19,6 +19,7 @@ _TEXTS_AT_ONCE = 1000
 _NEVER_CUT = 2**30  # tokens
 _SPARE_TOKENS = 16  # beyond those that are read: a word that is cut in two may fall into other tokens
 _HEAD_SHARE = 0.25  # of "head+tail": 128 of 512 tokens, the best of those that Sun et al. 2019 (arXiv:1905.05583) tried
+_WHOLE = {"padding": False, "truncation": False, "verbose": False}  # what a tokenizer is told not to cut
 _OVERLAP_SHARE = 0.25  # of a window, with the one before: what a cut tears apart stands whole in one of the two
 
 
@@ -107,6 +108,20 @@ def whole_lengths(texts: Sequence[Text], tokenizer: Any) -> np.ndarray:
     return encode(texts, tokenizer, _NEVER_CUT).lengths
 
 
+def words_of(text: str, tokenizer: Any, max_tokens: int = 512, long_text: LongText = "head") -> list[int | None]:
+    """Return which of a text's words, as the tokenizer counts them, each token belongs to that `encode` reads.
+
+    They stand window after window, as in `Tokens.ids`; None: a special token.
+
+    >>> words_of("A film to remember.", tokenizer)
+    [None, 0, 1, 2, 3, 4, None]
+    """
+    if long_text == "head+tail":
+        return _head_and_tail(tokenizer(text, **_WHOLE).word_ids(0), _head_tokens(tokenizer, max_tokens), max_tokens)
+    encoded = tokenizer([text], **_cutting(max_tokens, long_text))
+    return [word for window in range(len(encoded["input_ids"])) for word in encoded.word_ids(window)]
+
+
 def overlap(max_tokens: int) -> int:
     """Return how many tokens a window of `max_tokens` shares with the one before.
 
@@ -153,10 +168,19 @@ def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongT
     """
     inputs = {key: value for key, value in batch.items() if key not in ("labels", "windows")}
     logits: torch.Tensor = model(**inputs).logits
-    if "windows" not in batch:
-        return logits
+    return pool(logits, batch["windows"], long_text) if "windows" in batch else logits
+
+
+def pool(logits: torch.Tensor, windows: torch.Tensor, long_text: LongText) -> torch.Tensor:
+    """Return the logits of each text, (texts, labels) and fp32, from those of its windows.
+
+    Args:
+        logits: (windows, labels), text after text.
+        windows: how many each text has, (texts).
+        long_text: see `ask`.
+    """
     how = "max" if long_text == "windows:max" else "mean"
-    return torch.segment_reduce(logits.float(), how, lengths=batch["windows"], axis=0)
+    return torch.segment_reduce(logits.float(), how, lengths=windows, axis=0)
 
 
 class _Read(NamedTuple):
@@ -169,21 +193,12 @@ class _Read(NamedTuple):
 
 def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: LongText) -> list[_Read]:
     if long_text == "head+tail":
-        whole = tokenizer(texts, padding=False, truncation=False, verbose=False)["input_ids"]
-        before, behind = _special_tokens(tokenizer)
-        head = before + int((max_tokens - before - behind) * _HEAD_SHARE)
-        return [
-            _Read([ids] if len(ids) <= max_tokens else [ids[:head] + ids[head - max_tokens :]], len(ids) > max_tokens)
-            for ids in whole
-        ]
+        whole = tokenizer(texts, **_WHOLE)["input_ids"]
+        head = _head_tokens(tokenizer, max_tokens)
+        return [_Read([_head_and_tail(ids, head, max_tokens)], len(ids) > max_tokens) for ids in whole]
     are_pairs = not isinstance(texts[0], str)
     encoded = tokenizer(
-        _shortened(texts, tokenizer, max_tokens) if are_pairs else texts,
-        truncation=True,
-        max_length=max_tokens,
-        padding=False,
-        stride=overlap(max_tokens) if long_text != "head" else 0,
-        return_overflowing_tokens=long_text != "head",
+        _shortened(texts, tokenizer, max_tokens) if are_pairs else texts, **_cutting(max_tokens, long_text)
     )
     if long_text == "head":
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
@@ -193,6 +208,24 @@ def _windows(texts: list[Text], tokenizer: Any, max_tokens: int, long_text: Long
     for ids, text in zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True):
         found[text].windows.append(ids)
     return found
+
+
+def _cutting(max_tokens: int, long_text: LongText) -> dict[str, Any]:
+    """Return what a tokenizer has to be told to read a head, or windows."""
+    in_windows = long_text != "head"
+    stride = overlap(max_tokens) if in_windows else 0
+    how = {"truncation": True, "max_length": max_tokens, "padding": False}
+    return how | {"stride": stride, "return_overflowing_tokens": in_windows}
+
+
+def _head_tokens(tokenizer: Any, max_tokens: int) -> int:
+    """Return how many tokens the head of "head+tail" has, the special ones before it included."""
+    before, behind = _special_tokens(tokenizer)
+    return before + int((max_tokens - before - behind) * _HEAD_SHARE)
+
+
+def _head_and_tail(whole: list[Any], head: int, max_tokens: int) -> list[Any]:
+    return whole if len(whole) <= max_tokens else whole[:head] + whole[head - max_tokens :]
 
 
 def _shortened(pairs: list[Text], tokenizer: Any, max_tokens: int) -> list[Text]:

@@ -127,25 +127,25 @@ def print_explanation(found: "Explanation") -> None:
     from lorafit.explain import pieces_of
 
     console = _stdout()
+    coloured = console.color_system is not None and not console.no_color
     most = max((abs(word.attribution) for word in found.words), default=0.0)
     shown = Text()
     for between, word in pieces_of(found):
+        shown.append(between)
+        if word is None:
+            continue
         strong = abs(word.attribution) > most / 3
         colour = (
             ("dodger_blue1" if word.attribution > 0 else "dark_orange") if abs(word.attribution) > most / 10 else ""
         )
-        shown.append(between)
         shown.append(word.word, f"bold {colour}" if strong else colour)
-        if not console.is_terminal:
+        if not coloured:
             shown.append(f"({word.attribution:+.2f})")
-    how = "for it in blue, against it in orange" if console.is_terminal else "for and against it in log-odds"
+    how = "for it in blue, against it in orange" if coloured else "for and against it in log-odds"
     typer.echo(f"{found.label}, probability {found.probability:.3f}; {how}")
     console.print(shown, soft_wrap=True)
-    if found.is_head:
-        typer.echo("The text is longer than the window: this is the decision on its head.")
-    typer.echo(str(found.check))
-    if found.caveat:
-        typer.echo(found.caveat)
+    for sentence in filter(None, [found.reading, str(found.check), found.caveat]):
+        typer.echo(sentence)
 
 
 def print_predictions(answers: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import tomli_w
 
 from lorafit import recipe as recipes
+from lorafit import splits
 from lorafit.baselines import DESCRIBED
 from lorafit.manifest import reading_of
 from lorafit.report import figures
@@ -113,6 +114,7 @@ def _result(test: dict[str, Any], record: dict[str, Any]) -> Section:
         f"{record['texts']['validation']:,} validation texts; the scores below are on {test['n']:,} test texts, looked "
         f"at once. The base is {UNTRAINED}: what the adapter started from, not what the encoder could do."
     )
+    left_out = splits.describe(record.get("overlaps", {}))  # an earlier version kept none
     low, high = test["improvement_interval"]
     gain = Prose(
         f"The improvement’s 95% interval is {low:.1f} to {high:.1f} points. {test['mcnemar']['only_adapted_right']:,} "
@@ -129,6 +131,7 @@ def _result(test: dict[str, Any], record: dict[str, Any]) -> Section:
         "Result",
         [
             chosen,
+            *([Prose(left_out)] if left_out else []),
             Code("\n".join(four_lines(test))),
             _rivals(test, record["seconds"]),
             gain,
