@@ -7,10 +7,11 @@ import tomli_w
 
 from lorafit import recipe as recipes
 from lorafit.baselines import DESCRIBED
+from lorafit.intervals import as_interval
 from lorafit.report import figures
 from lorafit.report.blocks import Code, Example, Examples, Facts, Picture, Pictures, Prose, Report, Section, Table
 from lorafit.report.labels import labels_section
-from lorafit.report.verdict import UNTRAINED, as_interval, as_mean, as_p, four_lines, verdict
+from lorafit.report.verdict import UNTRAINED, as_mean, as_p, four_lines, verdict
 from lorafit.runs import Run
 
 _SCORES = {
