@@ -264,6 +264,16 @@ def test_a_finished_run_whose_adapter_is_gone_says_so(trained: Path, tmp_path: P
         pipeline.evaluate(runs.open_run(copy))
 
 
+def test_scores_of_an_earlier_version_are_made_anew(trained: Path, tmp_path: Path) -> None:
+    run = runs.open_run(Path(shutil.copytree(trained, tmp_path / "copy")))
+    scores = run.scores
+    now = scores["test"]["macro_curves"]
+    del scores["test"]["macro_curves"]
+    run.write("scores.json", json.dumps(scores))
+    pipeline.evaluate(run)
+    assert run.scores["test"]["macro_curves"] == now
+
+
 def test_predictions_are_kept_beside_the_scores(trained: Path) -> None:
     run = runs.open_run(trained)
     kept, test = predictions.read(run.predictions), run.scores["test"]

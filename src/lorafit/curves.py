@@ -35,7 +35,11 @@ def curves(probabilities: np.ndarray, label_ids: np.ndarray, labels: Sequence[st
 
     Of about 101 points; the areas, `auc` and `average_precision`, are those of the whole curves, with intervals by the
     bootstrap over texts. A label that no text has, or every one, has no curve and is left out; where that leaves none,
-    the mean is None. Few texts with a label make an interval that is narrower than it should be.
+    the mean is None.
+
+    The fewer texts have a label, the surer its intervals are than they should be: of average precision they cover 93
+    times in 100 with 50 texts, 90 with 10. The mean average precision of many labels with 10 texts each is too high in
+    a sample, and more so in a resample, so that its interval is too high.
 
     Args:
         probabilities: (texts, labels).

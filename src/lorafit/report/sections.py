@@ -24,7 +24,11 @@ _SCORES = {
 
 _METHODS = (
     ("macro scores", "The plain mean over labels, so that rare labels count as much as common ones."),
-    ("other intervals", "Percentiles of 1,000 resamples of the test texts, drawn with a fixed seed (bootstrap)."),
+    (
+        "other intervals",
+        "Percentiles of 1,000 resamples of the test texts, drawn with a fixed seed (bootstrap). Where nothing was got "
+        "wrong, such as of a label with few texts, they have no width and are surer than they should be.",
+    ),
     (
         "comparison",
         "McNemar’s exact test looks only at texts that one of two classifiers has right and the other wrong; p is how "
@@ -37,7 +41,8 @@ _METHODS = (
     (
         "calibration",
         "The expected calibration error is the mean distance between confidence and accuracy over 15 bins, weighted by "
-        "their answers (Guo et al. 2017).",
+        "their answers (Guo et al. 2017). Few texts make it too high, which its interval allows for: where that begins "
+        "at 0, the probabilities may well mean what they say.",
     ),
     (
         "what is left out",
@@ -173,10 +178,11 @@ def _training(run: Run) -> Section:
 
 def _calibration(calibration: dict[str, Any]) -> Section:
     before, after = calibration["ece_before"], calibration["ece_after"]
+    limits = [as_interval(calibration[f"ece_{which}_interval"]) for which in ("before", "after")]
     said = Prose(
         f"A temperature of {calibration['temperature']:.3f}, fitted on the validation texts, divides the logits; it is "
-        f"folded into the saved head. The expected calibration error on the test texts is {before:.3f} without it and "
-        f"{after:.3f} with it."
+        f"folded into the saved head. The expected calibration error on the test texts is {before:.3f} without it (95% "
+        f"interval {limits[0]}) and {after:.3f} with it ({limits[1]})."
     )
     diagram = Picture(
         "reliability",
