@@ -1,8 +1,8 @@
 """The command line: each step alone and in sequence, and every refusal as one sentence with exit code 2."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 import tomllib
