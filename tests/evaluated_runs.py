@@ -82,7 +82,7 @@ def record_of(labels: list[str], n: int = 400, task: str = "single_label", gain:
         "calibration": _calibration(answers["adapted"], right["adapted"]),
         "per_class": _per_class(answers["adapted"], true, labels),
         "confusion": _confusion(answers["adapted"], true, labels),
-        "curves": _curves(answers["adapted"], truth, labels),
+        **_curves(answers["adapted"], truth, labels),
         "errors": _errors(labels, several),
         "by_length": [
             {"from_tokens": low, "to_tokens": high, "n": n // 5, "accuracy": share, "accuracy_interval": interval}
@@ -188,8 +188,14 @@ def _scores(probabilities: np.ndarray, true: np.ndarray) -> dict[str, Any]:
     precision, recall, f1, _ = precision_recall_fscore_support(true, given, average="macro", zero_division=0)
     accuracy = float(_right(probabilities, true).mean())
     found = {"f1": f1, "precision": precision, "recall": recall, "loss": 0.4}
-    intervals = {f"{name}_interval": [max(0.0, value - 0.02), min(1.0, value + 0.02)] for name, value in found.items()}
-    return {"accuracy": accuracy, "accuracy_interval": wilson(accuracy, len(true)), **found, **intervals}
+    return {"accuracy": accuracy, "accuracy_interval": wilson(accuracy, len(true)), **_with_intervals(found)}
+
+
+def _with_intervals(found: dict[str, float]) -> dict[str, Any]:
+    """Return scores, each with an interval about as wide as it might be."""
+    return found | {
+        f"{name}_interval": [max(0.0, value - 0.02), min(1.0, value + 0.02)] for name, value in found.items()
+    }
 
 
 def _mcnemar(right: dict[str, np.ndarray], other: str) -> dict[str, Any]:
@@ -204,16 +210,19 @@ def _calibration(probabilities: np.ndarray, right: np.ndarray) -> dict[str, Any]
         for number, confidence in enumerate(np.linspace(0.52, 0.98, 8))
     ]
     before = [line | {"accuracy": max(0.0, line["accuracy"] - 0.09)} for line in bins]
-    return {"temperature": 1.43, "ece_before": 0.081, "ece_after": 0.019, "bins_before": before, "bins_after": bins}
+    errors = _with_intervals({"ece_before": 0.081, "ece_after": 0.019})
+    return {"temperature": 1.43, **errors, "bins_before": before, "bins_after": bins}
 
 
 def _per_class(probabilities: np.ndarray, true: np.ndarray, labels: list[str]) -> dict[str, Any]:
     columns = precision_recall_fscore_support(
         true, _given(probabilities, true), labels=range(len(labels)), zero_division=0
     )
-    names = ("precision", "recall", "f1", "support")
     rows = np.stack(columns, axis=1).tolist()
-    return {label: dict(zip(names, row, strict=True)) for label, row in zip(labels, rows, strict=True)}
+    return {
+        label: _with_intervals({"precision": precision, "recall": recall, "f1": f1}) | {"support": support}
+        for label, (precision, recall, f1, support) in zip(labels, rows, strict=True)
+    }
 
 
 def _confusion(probabilities: np.ndarray, true: np.ndarray, labels: list[str]) -> Any:
@@ -233,14 +242,12 @@ def _curves(probabilities: np.ndarray, truth: np.ndarray, labels: list[str]) -> 
         precision, recall, _ = precision_recall_curve(have, chance)
         step, steps = max(1, len(fpr) // 100), max(1, len(recall) // 100)
         found[label] = {
-            "roc": {"fpr": fpr[::step].tolist(), "tpr": tpr[::step].tolist(), "auc": float(auc(fpr, tpr))},
-            "pr": {
-                "precision": precision[::steps].tolist(),
-                "recall": recall[::steps].tolist(),
-                "average_precision": float(average_precision_score(have, chance)),
-            },
+            "roc": {"fpr": fpr[::step].tolist(), "tpr": tpr[::step].tolist()}
+            | _with_intervals({"auc": float(auc(fpr, tpr))}),
+            "pr": {"precision": precision[::steps].tolist(), "recall": recall[::steps].tolist()}
+            | _with_intervals({"average_precision": float(average_precision_score(have, chance))}),
         }
-    return found
+    return {"curves": found, "macro_curves": found[labels[0]]}
 
 
 def _errors(labels: list[str], several: bool) -> list[dict[str, Any]]:

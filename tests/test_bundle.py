@@ -145,9 +145,12 @@ def test_the_card_has_the_hubs_header_and_the_scores_with_their_number_of_texts(
 
     card = ModelCard.load(trained / "adapter" / "README.md")
     assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-classification")
-    accuracy = json.loads((trained / "scores.json").read_text())["test"]["adapted"]["accuracy"]
-    assert card.data.eval_results[0].metric_value == pytest.approx(accuracy)
-    assert f"| test, adapted | 40 | {accuracy:.4f} |" in card.text
+    scores = json.loads((trained / "scores.json").read_text())["test"]["adapted"]
+    assert card.data.eval_results[0].metric_value == pytest.approx(scores["accuracy"])
+    low, high = scores["accuracy_interval"]
+    assert (
+        f"| test, adapted | 40 | {scores['accuracy']:.4f} ({low:.3f} to {high:.3f}) | {scores['f1']:.4f} (" in card.text
+    )
     assert "| validation, adapted | 40 |" in card.text
 
 

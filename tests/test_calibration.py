@@ -19,6 +19,7 @@ from lorafit import (
     adapter,
     calibration,
     families,
+    intervals,
     manifest,
     pipeline,
     predict,
@@ -131,6 +132,49 @@ def test_the_bins_are_those_of_scikit_learn(task: str) -> None:
     np.testing.assert_allclose([row["accuracy"] for row in rows], accuracy)
     np.testing.assert_allclose([row["confidence"] for row in rows], confidence)
     assert sum(row["count"] for row in rows) == right.size
+
+
+@pytest.mark.parametrize("task", ["single_label", "multi_label"])
+def test_the_calibration_error_is_that_of_the_bins(task: str) -> None:
+    logits, label_ids = drawn(500, 3, task)
+    odds = tasks.probabilities(2 * logits, tasks.task_of(label_ids))
+    rows = calibration.reliability(odds, label_ids)
+    gaps = [row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows]
+    found = calibration.expected_calibration_error(odds, label_ids)
+    assert found == pytest.approx(sum(gaps) / sum(row["count"] for row in rows))
+    low, high = calibration.error_interval(odds, label_ids)
+    assert low < found < high
+
+
+def test_the_interval_of_the_calibration_error_by_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals.bootstrap, "__kwdefaults__", {"resamples": 100, "seed": 0})
+    logits, label_ids = drawn(60, 2)
+    odds = tasks.probabilities(3 * logits, "single_label")
+    (counts,) = intervals._resampled(60, 100, seed=0)
+    rows = [np.repeat(np.arange(60), drawn_.astype(int)) for drawn_ in counts.T]
+    errors = [calibration.expected_calibration_error(odds[row], label_ids[row]) for row in rows]
+    error = calibration.expected_calibration_error(odds, label_ids)
+    low, high = calibration.error_interval(odds, label_ids)
+    assert high == pytest.approx(max(error, 2 * error - np.quantile(errors, 0.025)))
+    assert 0 <= low < error - (np.quantile(errors, 0.975) - error)
+
+
+@pytest.mark.parametrize(("overconfidence", "true_error"), [(1.0, 0.0), (1.2, 0.0270), (2.5, 0.1165)])
+def test_the_interval_covers_the_true_calibration_error_about_as_often_as_it_says(
+    overconfidence: float, true_error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that is calibrated too, where the percentiles of the bootstrap never do."""
+    monkeypatch.setattr(intervals.bootstrap, "__kwdefaults__", {"resamples": 200, "seed": 0})
+    random, covered = np.random.default_rng(0), []
+    for _ in range(300):
+        margin = 2 * random.normal(size=300)
+        label_ids = (
+            random.random(300) < tasks.probabilities(np.column_stack([0 * margin, margin]), "single_label")[:, 1]
+        )
+        odds = tasks.probabilities(np.column_stack([0 * margin, overconfidence * margin]), "single_label")
+        low, high = calibration.error_interval(odds, label_ids.astype(int))
+        covered.append(low <= true_error <= high)
+    assert 0.92 < np.mean(covered) < 0.995
 
 
 @pytest.mark.parametrize(("labels", "task"), [(2, "single_label"), (5, "single_label"), (4, "multi_label")])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -85,6 +86,12 @@ def test_every_step_in_sequence_and_again(cli: Cli, tiny_recipe: Callable[..., A
     ]
     assert "macro F1" in first.out
     assert "TF-IDF with logistic regression" in first.out
+    for found, name in [(scores["adapted"], key) for key in ("precision", "recall", "loss")] + [
+        (scores["calibration"], key) for key in ("ece_before", "ece_after")
+    ]:
+        low, high = found[f"{name}_interval"]
+        assert re.search(rf"{found[name]:.4f}\W+{low:.3f} to {high:.3f}", first.out)
+    assert f"The report lies in {Path('runs/tiny/report.html')}." in first.err
     listed = cli("runs")
     assert "runs/tiny" in listed.out
     assert f"{scores['adapted']['accuracy']:.4f}" in listed.out

@@ -54,6 +54,9 @@ def test_each_run_is_compared_with_the_first_text_by_text(trained: Path, weak: P
     assert second["difference_points"] == -25
     low, high = second["difference_interval"]
     assert low < -25 < high < 0
+    answers = [predictions.read(runs.Run(run).predictions) for run in (trained, weak)]
+    gained = evaluation.gain(*(one.given["adapted"] for one in answers), answers[0].label_ids)
+    assert second["difference_interval"] == gained["improvement_interval"]  # whose coverage is simulated
     assert second["mcnemar_p"] == pytest.approx(2 * 0.5**10)
     assert second["mcnemar_p_holm"] == pytest.approx(2 * second["mcnemar_p"])  # of two comparisons
     assert (same["difference_points"], same["difference_interval"], same["mcnemar_p_holm"]) == (0, [0, 0], 1)

@@ -70,8 +70,8 @@ def test_the_bootstrap_is_seeded() -> None:
 def test_blocks_of_resamples_draw_each_text_as_often_as_there_are_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intervals, "_WEIGHTS_AT_ONCE", 70)
     blocks = list(intervals._resampled(10, 25, seed=0))
-    assert [len(block) for block in blocks] == [7, 7, 7, 4]
-    assert all((block.sum(axis=1) == 10).all() for block in blocks)
+    assert [block.shape for block in blocks] == [(10, 7), (10, 7), (10, 7), (10, 4)]
+    assert all((block.sum(axis=0) == 10).all() for block in blocks)
 
 
 def test_the_bootstrap_covers_the_true_f1_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +85,44 @@ def test_the_bootstrap_covers_the_true_f1_about_as_often_as_it_says(monkeypatch:
         low, high = evaluation.score_intervals(drawn % 3, drawn // 3, labels=3)["f1"]
         covered.append(low <= true_f1 <= high)
     assert 0.90 < np.mean(covered) < 0.985
+
+
+def test_the_bootstrap_covers_the_true_f1_of_several_labels_about_as_often_as_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intervals.bootstrap, "__kwdefaults__", {"resamples": 300, "seed": 0})
+    random = np.random.default_rng(7)
+    frequent, found, false = np.array([0.5, 0.3, 0.15]), np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.1, 0.05])
+    hits = frequent * found
+    true_f1 = (2 * hits / (frequent + hits + (1 - frequent) * false)).mean()
+    covered = []
+    for _ in range(300):
+        label_ids = (random.random((200, 3)) < frequent).astype(int)
+        given = (random.random((200, 3)) < np.where(label_ids, found, false)).astype(int)
+        low, high = evaluation.score_intervals(given, label_ids, labels=3)["f1"]
+        covered.append(low <= true_f1 <= high)
+    assert 0.90 < np.mean(covered) < 0.985
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second"),
+    [(0.04, 0.40), (0.05, 0.08), (0.10, 0.10)],
+    ids=["an adapter over its base", "a run a little better than another", "runs that are equally good"],
+)
+def test_the_paired_bootstrap_covers_the_true_gain_about_as_often_as_it_says(
+    only_first: float, only_second: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of an evaluation and that of a comparison, which are one."""
+    monkeypatch.setattr(intervals.bootstrap, "__kwdefaults__", {"resamples": 300, "seed": 0})
+    random = np.random.default_rng(8)
+    label_ids = np.zeros(300, dtype=int)
+    covered = []
+    for _ in range(400):
+        kind = random.choice(3, 300, p=[only_first, only_second, 1 - only_first - only_second])
+        first, second = kind != 0, kind != 1  # the label given: 1 is wrong
+        low, high = evaluation.gain(first.astype(int), second.astype(int), label_ids)["improvement_interval"]
+        covered.append(low <= 100 * (only_second - only_first) <= high)
+    assert 0.91 < np.mean(covered) < 0.98
 
 
 def test_a_paired_difference_is_known_better_than_an_unpaired_one() -> None:

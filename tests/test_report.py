@@ -169,7 +169,7 @@ def test_page_and_markdown_have_the_same_sections_and_figures(kind: str, written
     assert titles[0] == ("Seeds" if kind == "topics" else "Result")
     assert titles[-1] == "How the numbers were made"
     linked = re.findall(r"\]\((figures/.*?)\)", markdown)
-    assert len(linked) == page.count("<svg ") == {"binary": 7, "topics": 7, "intents": 4, "emotions": 6}[kind]
+    assert len(linked) == page.count("<svg ") == {"binary": 7, "topics": 7, "intents": 6, "emotions": 6}[kind]
     assert page.startswith("<!doctype html>")
     for name in linked:
         assert image.imread(written[kind].path / name).std() > 0.05  # something is drawn on it
@@ -279,9 +279,54 @@ def test_empty_bins_are_not_drawn() -> None:
     assert len(after.get_xdata()) == len(calibration["bins_after"]) - 1
 
 
-def test_ten_labels_are_drawn_apart() -> None:
-    looks = figures._looks()[:10]
-    assert len({(look["color"], look["linestyle"]) for look in looks}) == 10
+def test_ten_labels_are_drawn_apart_with_colours_and_without() -> None:
+    looks = figures._looks(10)
+    assert len({(look["linewidth"], look.get("linestyle")) for look in looks}) == 11  # the mean is the last
+    assert len({(look["color"], look.get("linestyle")) for look in looks}) == 11
+
+
+def test_a_printed_line_stands_out_from_the_paper() -> None:
+    for colour in (*style.LABELS, style.BASE, style.ADAPTED, style.BEST, style.MUTED, style.INK):
+        assert contrast(colour, style.PAPER) > 3  # WCAG 2.2, 1.4.11: what a figure says
+
+
+def test_of_many_labels_the_worst_curves_and_the_mean_are_drawn(written: dict[str, Run]) -> None:
+    run = written["intents"]
+    curves = run.scores["test"]["curves"]
+    worst = sorted(curves, key=lambda label: curves[label]["pr"]["average_precision"])
+    for name, area in (("roc", "auc"), ("precision_recall", "average_precision")):
+        drawing = ElementTree.parse(run.path / "figures" / f"{name}.svg")
+        said = "".join(drawing.getroot().itertext())
+        kind = {"roc": "roc", "precision_recall": "pr"}[name]
+        for short, label in zip(style.in_short(worst[:5]), worst, strict=False):
+            assert f"{short}  {curves[label][kind][area]:.3f}" in said
+        assert f"mean of all  {run.scores['test']['macro_curves'][kind][area]:.3f}" in said
+    assert read(run).count("The 5 labels with the lowest average precision, and the mean of all.") == 2
+    first = read(run).split("lowest average precision first")[1].splitlines()[4]
+    assert first.startswith(f"| {report.markdown.escaped(worst[0])} |")
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_every_score_stands_beside_its_interval(name: str, written: dict[str, Run]) -> None:
+    for run in written.values():
+        test, said = run.scores["test"], read(run, name)
+        scores = [(test["calibration"], "ece_before"), (test["calibration"], "ece_after")]
+        scores += [(test[who], key) for who in ("base", "adapted") for key in ("precision", "recall", "loss", "f1")]
+        scores += [(found, key) for found in test["per_class"].values() for key in ("precision", "recall", "f1")]
+        for found in (*test["curves"].values(), test["macro_curves"]):
+            scores += [(found["roc"], "auc"), (found["pr"], "average_precision")]
+        for found, key in scores:
+            low, high = found[f"{key}_interval"]
+            score = rf"(?:{found[key]:.3f}|{found[key]:.4f})\b[^.]{{,40}}?{low:.3f} to {high:.3f}"
+            assert re.search(score, said), (key, score)
+
+
+def test_a_score_that_is_not_defined_has_no_interval(tmp_path: Path) -> None:
+    record = made.record_of(made.BINARY)
+    record["per_class"]["neg"] |= {"precision": 0.0, "precision_interval": None}
+    run = made.evaluated(tmp_path / "undefined", record)
+    report.write(run)
+    assert re.search(r"\| neg \| [\d.]+ \| 0\.000 \| none \|", read(run))
 
 
 def test_every_colour_of_a_figure_in_the_page_is_the_pages_own(written: dict[str, Run]) -> None:
@@ -409,13 +454,16 @@ def test_dark_follows_the_reader_and_stays_readable(open_page: Callable[..., Ope
             name: page.evaluate(f"{root}.getPropertyValue('--{name}')").strip() for name in style.VARIABLES.values()
         }
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        if scheme == "light":
+            assert colours == {name: colour for colour, name in style.VARIABLES.items()}
         return background, {name: contrast(colour, colours["paper"]) for name, colour in colours.items()}
 
     (light, on_light), (dark, on_dark) = contrasts("light"), contrasts("dark")
     assert (light, dark) == ("rgb(255, 255, 255)", "rgb(20, 23, 27)")
     for found in (on_light, on_dark):
         assert min(found["ink"], found["muted"]) > 4.5  # WCAG 2.2, 1.4.3: text
-        assert min(found["blue"], found["vermillion"], found["base"]) > 3  # 1.4.11: what a figure says
+        lines = [style.VARIABLES[colour] for colour in (*style.LABELS, style.BASE)]
+        assert min(found[name] for name in lines) > 3  # 1.4.11: what a figure says
 
 
 def contrast(colour: str, other: str) -> float:

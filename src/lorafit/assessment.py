@@ -80,7 +80,7 @@ def _refuse_unfinished(run: Run) -> None:
 def _found(run: Run, weights: str) -> tuple[dict[str, Any], Predictions] | None:
     """Return scores and answers of this adapter, by this version, or None; with a damaged half, both are made anew."""
     scores = run.scores
-    if scores is None or scores.get("adapter_sha256") != weights or "compared_by" not in scores.get("test", {}):
+    if scores is None or scores.get("adapter_sha256") != weights or "macro_curves" not in scores.get("test", {}):
         return None
     try:
         return scores, predictions.read(run.predictions)

@@ -1,30 +1,56 @@
-"""What stands behind a score: by class, by length, curves, and the errors to read. Plain values, for `scores.json`."""
+"""What stands behind a score: by class, by length, and the errors to read. Plain values, for `scores.json`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import (
-    auc,
-    average_precision_score,
-    confusion_matrix,
-    multilabel_confusion_matrix,
-    precision_recall_curve,
-    precision_recall_fscore_support,
-    roc_curve,
-)
+from scipy.sparse import csr_array, hstack
+from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
+from lorafit import intervals, tasks
 from lorafit.intervals import wilson
 
 ERRORS_SHOWN = 20
 LONGEST_TEXT_SHOWN = 1000  # characters
-_POINTS = 101  # of a curve: as many as a figure shows
 _LENGTH_GROUPS = 5
-_DIGITS = 6
 
 
-def per_class(given: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return precision, recall, F1 and support of each label; 0 where a label was never given, or is in no text.
+def label_sums(given: np.ndarray, label_ids: np.ndarray, labels: int) -> csr_array:
+    """Return what the scores of labels are functions of, once summed over texts: (texts, 3 labels).
+
+    For each label whether it was given rightly, whether it was given, whether it is true.
+
+    Args:
+        given: the label ids that were given, in the form of
+        label_ids: the true ones; (texts), or (texts, labels) of 0 and 1.
+        labels: how many there are.
+
+    >>> label_sums(np.array([0, 1]), np.array([0, 0]), 2).sum(axis=0).tolist()
+    [1.0, 0.0, 1.0, 1.0, 2.0, 0.0]
+    """
+    was_given, is_true = (csr_array(tasks.one_hot(ids, labels), dtype=np.float64) for ids in (given, label_ids))
+    return csr_array(hstack([was_given * is_true, was_given, is_true]))
+
+
+def label_scores(sums: np.ndarray) -> np.ndarray:
+    """Return precision, recall and F1 of each label, (3, samples, labels), of sums over `label_sums`.
+
+    Where no text was given a label there is no precision of it, where none has it no recall, where neither no F1: nan.
+    """
+    hits, given, true = np.split(sums, 3, axis=1)
+    return np.stack([share(hits, given), share(hits, true), share(2 * hits, given + true)])
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, nan where the whole is 0."""
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
+
+
+def per_class(given: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return precision, recall, F1 and support of each label, the first three with their intervals (bootstrap).
+
+    A score that is not defined, such as the precision of a label that was never given, is 0, and its interval None. A
+    label with few texts that were all got right has an interval without width: it is surer than it should be.
 
     Args:
         given: the label ids that were given, in the form of
@@ -34,18 +60,22 @@ def per_class(given: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -
     >>> per_class(np.array([0, 1]), np.array([0, 1]), ["neg", "pos"])["pos"]["support"]
     1
     """
-    columns = precision_recall_fscore_support(
-        label_ids, given, labels=np.arange(len(labels)), average=None, zero_division=0
-    )
+    sums = label_sums(given, label_ids, len(labels))
+    total = sums.sum(axis=0)
+    scores = np.nan_to_num(label_scores(total[None])[:, 0])
+    limits = intervals.bootstrap(sums, lambda resampled: np.concatenate([*label_scores(resampled)], axis=1))
+    names = ("precision", "recall", "f1")
     return {
-        label: {
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "support": int(support),
-        }
-        for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
+        label: {name: float(scores[row, number]) for row, name in enumerate(names)}
+        | {f"{name}_interval": known(limits[row * len(labels) + number]) for row, name in enumerate(names)}
+        | {"support": int(total[2 * len(labels) + number])}
+        for number, label in enumerate(labels)
     }
+
+
+def known(interval: intervals.Interval) -> intervals.Interval | None:
+    """Return an interval as JSON can hold it: None for one of nan."""
+    return None if np.isnan(interval[0]) else interval
 
 
 def confusion(given: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> list[Any] | dict[str, Any]:
@@ -57,22 +87,6 @@ def confusion(given: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -
         counts = multilabel_confusion_matrix(label_ids, given)
         return {label: matrix.tolist() for label, matrix in zip(labels, counts, strict=True)}
     return list(confusion_matrix(label_ids, given, labels=np.arange(len(labels))).tolist())
-
-
-def curves(probabilities: np.ndarray, label_ids: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the ROC and the precision-recall curve of each label against all others, of 101 points at most.
-
-    A label that no text has, or every one, is left out: it has no curve.
-    """
-    found = {}
-    for number, label in enumerate(labels):
-        truth = label_ids[:, number] == 1 if label_ids.ndim == 2 else label_ids == number
-        if 0 < truth.sum() < len(truth):
-            found[label] = {
-                "roc": _roc(truth, probabilities[:, number]),
-                "pr": _precision_recall(truth, probabilities[:, number]),
-            }
-    return found
 
 
 def errors(
@@ -123,23 +137,6 @@ def by_length(lengths: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
         }
         for group in np.unique(groups)
     ]
-
-
-def _roc(truth: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-    false_positive_rate, true_positive_rate, _ = roc_curve(truth, probability)
-    area = float(auc(false_positive_rate, true_positive_rate))
-    return {"fpr": _thinned(false_positive_rate), "tpr": _thinned(true_positive_rate), "auc": area}
-
-
-def _precision_recall(truth: np.ndarray, probability: np.ndarray) -> dict[str, Any]:
-    precision, recall, _ = precision_recall_curve(truth, probability)
-    average = float(average_precision_score(truth, probability))
-    return {"precision": _thinned(precision), "recall": _thinned(recall), "average_precision": average}
-
-
-def _thinned(values: np.ndarray) -> list[float]:
-    kept = np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))
-    return [round(float(value), _DIGITS) for value in values[kept]]
 
 
 def _shown(text: str | Sequence[str]) -> Any:

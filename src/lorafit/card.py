@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from lorafit.data import TAG
 from lorafit.files import write_text
+from lorafit.intervals import as_interval
 from lorafit.manifest import Base, Manifest
 from lorafit.recipe import Adapter
 from lorafit.tokens import overlap
@@ -148,12 +149,17 @@ def _scores(manifest: Manifest, test: dict[str, Any] | None) -> str:
     rows = ["| | texts | accuracy | macro F1 |", "|---|---|---|---|"]
     if test:
         for who in ("base", "adapted"):
-            rows.append(f"| test, {who} | {test['n']:,} | {test[who]['accuracy']:.4f} | {test[who]['f1']:.4f} |")
+            scores = (
+                f"{test[who][key]:.4f} ({as_interval(test[who][f'{key}_interval'])})" for key in ("accuracy", "f1")
+            )
+            rows.append(f"| test, {who} | {test['n']:,} | {' | '.join(scores)} |")
     rows.append(f"| validation, adapted | {texts.validation:,} | {validation.accuracy:.4f} | {validation.f1:.4f} |")
     explained = (
-        "*base* is the same encoder with an untrained head. " if test else "The test texts wait for `evaluate`. "
+        "*base* is the same encoder with an untrained head; in brackets are 95% intervals. "
+        if test
+        else "The test texts wait for `evaluate`. "
     )
-    return "\n".join(rows) + f"\n\n{explained}The epoch was chosen on the validation texts."
+    return "\n".join(rows) + f"\n\n{explained}The epoch was chosen on the validation texts, so those flatter it."
 
 
 def _use(manifest: Manifest) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, hstack
 
-from lorafit import breakdown, calibration, intervals, tasks
+from lorafit import breakdown, calibration, curves, intervals, tasks
 from lorafit.intervals import Interval
 
 _SCORES = ("accuracy", "f1", "precision", "recall", "loss")
@@ -164,13 +164,15 @@ def record(test: Test) -> dict[str, Any]:
             "calibration": {
                 "temperature": test.temperature,
                 "ece_before": calibration.expected_calibration_error(uncalibrated, test.label_ids),
+                "ece_before_interval": calibration.error_interval(uncalibrated, test.label_ids),
                 "ece_after": calibration.expected_calibration_error(probabilities, test.label_ids),
+                "ece_after_interval": calibration.error_interval(probabilities, test.label_ids),
                 "bins_before": calibration.reliability(uncalibrated, test.label_ids),
                 "bins_after": calibration.reliability(probabilities, test.label_ids),
             },
             "per_class": breakdown.per_class(given["adapted"], test.label_ids, test.labels),
             "confusion": breakdown.confusion(given["adapted"], test.label_ids, test.labels),
-            "curves": breakdown.curves(probabilities, test.label_ids, test.labels),
+            **curves.curves(probabilities, test.label_ids, test.labels),
             "errors": breakdown.errors(test.texts, probabilities, given["adapted"], test.label_ids, test.labels),
             "by_length": breakdown.by_length(test.lengths, right(given["adapted"], test.label_ids)),
             "thresholds": None if test.thresholds is None else list(test.thresholds),
@@ -239,21 +241,15 @@ def _measured(
 def _per_text(given: np.ndarray, label_ids: np.ndarray, labels: int, loss: np.ndarray) -> csr_array:
     """Return what the scores are functions of, once summed over texts: (texts, 3 labels + 2).
 
-    For each label whether it was given rightly, whether it was given, whether it is true; then right and loss.
+    Those of the labels, then right and loss.
     """
-    was_given, is_true = (csr_array(tasks.one_hot(ids, labels)) for ids in (given, label_ids))
     right_and_loss = np.column_stack([right(given, label_ids), loss])
-    return csr_array(hstack([was_given * is_true, was_given, is_true, csr_array(right_and_loss)]))
+    return csr_array(hstack([breakdown.label_sums(given, label_ids, labels), csr_array(right_and_loss)]))
 
 
 def _scores_of(sums: np.ndarray, n: int) -> np.ndarray:
     """Return `_SCORES` of sums over `n` texts, (samples, 5), of those of `_per_text`, (samples, 3 labels + 2)."""
-    hits, given, true = np.split(sums[:, :-2], 3, axis=1)
-    f1, precision, recall = _share(2 * hits, given + true), _share(hits, given), _share(hits, true)
-    there = true > 0
-    macro = [(of_label * there).sum(axis=1) / np.maximum(there.sum(axis=1), 1) for of_label in (f1, precision, recall)]
-    return np.column_stack([sums[:, -2] / n, *macro, sums[:, -1] / n])
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.asarray(np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0))
+    of_labels = breakdown.label_scores(sums[:, :-2])
+    there = ~np.isnan(of_labels[1])  # has a recall, so has texts
+    precision, recall, f1 = (np.nan_to_num(of_labels) * there).sum(axis=2) / np.maximum(there.sum(axis=1), 1)
+    return np.column_stack([sums[:, -2] / n, f1, precision, recall, sums[:, -1] / n])

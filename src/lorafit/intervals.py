@@ -61,6 +61,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
+def as_interval(interval: Sequence[float]) -> str:
+    """Return an interval as text.
+
+    >>> as_interval([0.8556, 0.8850])
+    '0.856 to 0.885'
+    """
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
 def bootstrap(
     per_text: np.ndarray | csr_array,
     statistic: Callable[[np.ndarray], np.ndarray],
@@ -70,12 +79,12 @@ def bootstrap(
 ) -> list[Interval]:
     """Return an interval for each score by the percentile bootstrap over texts (Efron and Tibshirani 1993, ch. 13).
 
-    A resample of the texts is how often each is drawn; so whatever is a function of sums over texts needs no loop. The
-    same seed and number of texts give the same resamples: differences of two classifiers are paired.
+    Whatever is a function of sums over texts needs no loop over resamples: see `bootstrap_of_counts`, of which this is
+    the common case.
 
     Args:
         per_text: what is summed over texts, (texts, sums).
-        statistic: the scores, (resamples, scores), of the sums, (resamples, sums).
+        statistic: the scores, (resamples, scores), of the sums, (resamples, sums); nan where one is not defined.
         resamples: how many.
         seed: decides them.
 
@@ -83,19 +92,48 @@ def bootstrap(
     [[0.25, 1.0]]
     """
     columns = csr_array(per_text).T
-    scores = np.concatenate(
-        [statistic((columns @ counts.T).T) for counts in _resampled(columns.shape[1], resamples, seed)]
+    return bootstrap_of_counts(
+        columns.shape[1], lambda counts: statistic((columns @ counts).T), resamples=resamples, seed=seed
     )
+
+
+def bootstrap_of_counts(
+    texts: int,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[Interval]:
+    """Return an interval for each score, as `bootstrap` does, where it is a function of how often each text is drawn.
+
+    A resample in which a score is not defined, such as a share of no texts, says nothing of it and is left out; where
+    none defines it, the interval is nan. The same seed and number of texts give the same resamples: differences of two
+    classifiers are paired.
+
+    Args:
+        texts: how many there are.
+        statistic: the scores, (resamples, scores), of the counts, (texts, resamples).
+        resamples: how many.
+        seed: decides them.
+
+    >>> bootstrap_of_counts(4, lambda counts: (np.array([1.0, 0.0, 1.0, 1.0]) @ counts / 4)[:, None])
+    [[0.25, 1.0]]
+    """
+    scores = np.concatenate([statistic(counts) for counts in _resampled(texts, resamples, seed)])
+    return [_percentiles(of_score[~np.isnan(of_score)]) for of_score in scores.T]
+
+
+def _percentiles(scores: np.ndarray) -> Interval:
     tail = (1 - CONFIDENCE) / 2
-    limits = np.quantile(scores, [tail, 1 - tail], axis=0)
-    return [[float(low), float(high)] for low, high in limits.T]
+    return list(map(float, np.quantile(scores, [tail, 1 - tail]))) if len(scores) else [float("nan")] * 2
 
 
 def _resampled(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield how often each of `n` texts is drawn, (some resamples, texts), until there were as many as asked for."""
+    """Yield how often each of `n` texts is drawn, (texts, some resamples), until there were as many as asked for."""
     random = np.random.default_rng(seed)
     at_once = max(1, _WEIGHTS_AT_ONCE // n)
     for start in range(0, resamples, at_once):
         size = min(at_once, resamples - start)
         drawn = random.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        yield counts.T.astype(np.float64, order="C")  # a product with them would copy them into this order each time

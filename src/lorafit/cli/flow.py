@@ -216,7 +216,7 @@ def evaluate(
     found = runs.open_run(run)
     pipeline.evaluate(found, baselines or ())
     print_evaluation(found)
-    console.say(f"The report lies in {found.path / 'report.md'}.")
+    console.say(f"The report lies in {found.path / 'report.html'}.")
 
 
 @app.command()

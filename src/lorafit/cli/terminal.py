@@ -31,18 +31,22 @@ def print_evaluation(run: "Run") -> None:
     typer.echo("\n".join(report.four_lines(test)) + "\n")
     low, high = test["improvement_interval"]
     typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar's {as_p(test['mcnemar_p'])}")
-    rows = _table("", "accuracy", "95% interval", "macro F1", "95% interval", "precision", "recall")
+    rows = _table("", "accuracy", "95% interval", "macro F1", "95% interval")
     for who in ("base", "adapted"):
-        found = test[who]
-        rows.add_row(who, *_with_intervals(found), f"{found['precision']:.4f}", f"{found['recall']:.4f}")
+        rows.add_row(who, *_with_intervals(test[who], "accuracy", "f1"))
     for name, found in test["baselines"].items():
-        rows.add_row(_described(name), *_with_intervals(found), "", "")
+        rows.add_row(_described(name), *_with_intervals(found, "accuracy", "f1"))
     _stdout().print(rows)
+    typer.echo("")
+    others = _table("", "base", "95% interval", "adapted", "95% interval")
+    for name in ("precision", "recall", "loss"):
+        others.add_row(name, *(cell for who in ("base", "adapted") for cell in _with_intervals(test[who], name)))
+    _stdout().print(others)
     calibration = test["calibration"]
+    after, before = ("{} ({})".format(*_with_intervals(calibration, name)) for name in ("ece_after", "ece_before"))
     typer.echo(
-        f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error "
-        f"{calibration['ece_after']:.4f}, {calibration['ece_before']:.4f} before temperature "
-        f"{calibration['temperature']:.3g}."
+        f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error {after}, "
+        f"{before} before temperature {calibration['temperature']:.3g}."
     )
 
 
@@ -80,7 +84,7 @@ def print_compared(compared: dict[str, Any]) -> None:
         rows.add_row(
             row["run"],
             ", ".join(f"{key}={value}" for key, value in row["recipe"].items()) or "-",
-            *_with_intervals(row),
+            *_with_intervals(row, "accuracy", "f1"),
             _gained(row),
             "-" if row["mcnemar_p_holm"] is None else as_p(row["mcnemar_p_holm"]),
             f"{row['adapter_bytes'] / 1000:,.0f}",
@@ -234,13 +238,11 @@ def _described(name: str) -> str:
     return DESCRIBED[name]
 
 
-def _with_intervals(scores: dict[str, Any]) -> list[str]:
-    """Return accuracy and macro F1, each with its interval."""
-    return [
-        shown
-        for name in ("accuracy", "f1")
-        for shown in (f"{scores[name]:.4f}", "{:.3f} to {:.3f}".format(*scores[f"{name}_interval"]))
-    ]
+def _with_intervals(scores: dict[str, Any], *names: str) -> list[str]:
+    """Return the scores of these names, each with its interval."""
+    from lorafit.intervals import as_interval
+
+    return [shown for name in names for shown in (f"{scores[name]:.4f}", as_interval(scores[f"{name}_interval"]))]
 
 
 def _gained(row: dict[str, Any]) -> str:

@@ -12,6 +12,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from lorafit.report.style import ADAPTED, BASE, BEST, INK, LABELS, LINE, MUTED, PAPER, WIDTH, in_short
 
+_DASHES = (), (5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (3, 1.2, 1.2, 1.2, 1.2, 1.2)  # drawn and not, in widths
+_WIDTHS = 1.4, 2.6
 _SHORT = {
     "majority": "majority class",
     "base": "base, untrained head",
@@ -122,35 +124,41 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     return figure
 
 
-def roc(curves: dict[str, Any]) -> Figure:
-    """Return the receiver operating characteristic of each label against all others."""
+def roc(curves: dict[str, Any], mean: dict[str, Any] | None = None) -> Figure:
+    """Return the receiver operating characteristic of each label against all others, and of their mean, if given."""
     figure, axes = _square()
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1)
+    drawn = [*curves.values(), *([mean] if mean else [])]
     lines = [
         axes.plot(curve["roc"]["fpr"], curve["roc"]["tpr"], **look)[0]
-        for curve, look in zip(curves.values(), _looks(), strict=False)
+        for curve, look in zip(drawn, _looks(len(curves)), strict=False)
     ]
     axes.set(xlabel="share of other texts given the label", ylabel="share of its own texts given it")
     _title(figure, "ROC curves")
-    _legend_below(figure, lines, _numbered(curves, [curve["roc"]["auc"] for curve in curves.values()]))
+    _legend_below(figure, lines, _numbered(curves, [curve["roc"]["auc"] for curve in drawn]))
     return figure
 
 
-def precision_recall(curves: dict[str, Any]) -> Figure:
-    """Return precision against recall of each label against all others."""
+def precision_recall(curves: dict[str, Any], mean: dict[str, Any] | None = None) -> Figure:
+    """Return precision against recall of each label against all others, and of their mean, if given.
+
+    In steps, between which there is nothing: average precision is the area under them.
+    """
     figure, axes = _square()
+    drawn = [*curves.values(), *([mean] if mean else [])]
     lines = [
-        axes.plot(curve["pr"]["recall"], curve["pr"]["precision"], **look)[0]
-        for curve, look in zip(curves.values(), _looks(), strict=False)
+        axes.plot(curve["pr"]["recall"], curve["pr"]["precision"], drawstyle="steps-post", **look)[0]
+        for curve, look in zip(drawn, _looks(len(curves)), strict=False)
     ]
     axes.set(xlabel="recall", ylabel="precision")
     _title(figure, "Precision-recall curves")
-    _legend_below(figure, lines, _numbered(curves, [curve["pr"]["average_precision"] for curve in curves.values()]))
+    _legend_below(figure, lines, _numbered(curves, [curve["pr"]["average_precision"] for curve in drawn]))
     return figure
 
 
 def _numbered(labels: Iterable[str], areas: Sequence[float]) -> list[str]:
-    return [f"{name}  {area:.3f}" for name, area in zip(in_short(labels), areas, strict=True)]
+    """Return what each line is called: the labels' names, and the mean after them."""
+    return [f"{name}  {area:.3f}" for name, area in zip([*in_short(labels), "mean of all"], areas, strict=False)]
 
 
 def _square() -> tuple[Figure, Axes]:
@@ -161,10 +169,14 @@ def _square() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _looks() -> list[dict[str, Any]]:
-    """Return how ten lines are told apart: six colours, then again dashed."""
-    dashes = ["-"] * len(LABELS) + ["--"] * len(LABELS)
-    return [{"color": colour, "linestyle": dash} for colour, dash in zip(cycle(LABELS), dashes, strict=False)]
+def _looks(lines: int) -> list[dict[str, Any]]:
+    """Return how up to ten lines are told apart, by colour and also without; and last a line for their mean."""
+    strokes = [(width, dash) for width in _WIDTHS for dash in _DASHES]
+    looks = [
+        {"color": colour, "linewidth": width, "linestyle": (0, dash)}
+        for colour, (width, dash) in zip(cycle(LABELS), strokes, strict=False)
+    ]
+    return [*looks[:lines], {"color": INK, "linewidth": 3}]
 
 
 def by_length(bins: Sequence[dict[str, Any]]) -> Figure:
@@ -199,4 +211,6 @@ def _legend_below(figure: Figure, lines: Sequence[Line2D | Patch], names: Sequen
     longest = max(map(len, names))
     columns = 3 if longest < 18 else 2 if longest < 30 else 1
     figure.set_figheight(figure.get_figheight() + 0.17 * math.ceil(len(names) / columns))
-    figure.legend(lines, names, loc="outside lower center", ncols=columns, fontsize=9, columnspacing=1.4)
+    figure.legend(
+        lines, names, loc="outside lower center", ncols=columns, fontsize=9, columnspacing=1.4, handlelength=3
+    )

@@ -8,13 +8,13 @@ import tomli_w
 from lorafit import recipe as recipes
 from lorafit import splits
 from lorafit.baselines import DESCRIBED
+from lorafit.intervals import as_interval
 from lorafit.manifest import reading_of
 from lorafit.report import figures
 from lorafit.report.blocks import Code, Example, Examples, Facts, Picture, Pictures, Prose, Report, Section, Table
 from lorafit.report.labels import labels_section
 from lorafit.report.verdict import (
     UNTRAINED,
-    as_interval,
     as_mean,
     as_p,
     beside_each_other,
@@ -34,7 +34,11 @@ _SCORES = {
 
 _METHODS = (
     ("macro scores", "The plain mean over labels, so that rare labels count as much as common ones."),
-    ("other intervals", "Percentiles of 1,000 resamples of the test texts, drawn with a fixed seed (bootstrap)."),
+    (
+        "other intervals",
+        "Percentiles of 1,000 resamples of the test texts, drawn with a fixed seed (bootstrap). Where nothing was got "
+        "wrong, such as of a label with few texts, they have no width and are surer than they should be.",
+    ),
     (
         "comparison",
         "McNemar’s exact test looks only at texts that one of two classifiers has right and the other wrong; p is how "
@@ -49,7 +53,8 @@ _METHODS = (
     (
         "calibration",
         "The expected calibration error is the mean distance between confidence and accuracy over 15 bins, weighted by "
-        "their answers (Guo et al. 2017).",
+        "their answers (Guo et al. 2017). Few texts make it too high, which its interval allows for: where that begins "
+        "at 0, the probabilities may well mean what they say.",
     ),
     (
         "what is left out",
@@ -192,10 +197,11 @@ def _training(run: Run) -> Section:
 
 def _calibration(calibration: dict[str, Any]) -> Section:
     before, after = calibration["ece_before"], calibration["ece_after"]
+    limits = [as_interval(calibration[f"ece_{which}_interval"]) for which in ("before", "after")]
     said = Prose(
         f"A temperature of {calibration['temperature']:.3f}, fitted on the validation texts, divides the logits; it is "
-        f"folded into the saved head. The expected calibration error on the test texts is {before:.3f} without it and "
-        f"{after:.3f} with it."
+        f"folded into the saved head. The expected calibration error on the test texts is {before:.3f} without it (95% "
+        f"interval {limits[0]}) and {after:.3f} with it ({limits[1]})."
     )
     diagram = Picture(
         "reliability",

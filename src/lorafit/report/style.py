@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 # Readable at the width of a phone (374 points), where a figure is shown as large as it is drawn.
 WIDTH = 5.2
 INK, MUTED, LINE, PAPER = "#1b1e23", "#5b6470", "#d5d9df", "#ffffff"
-# Okabe and Ito's colours (Color Universal Design, 2008) without black and yellow; grey is for what was there before.
+# Okabe and Ito's colours (Color Universal Design, 2008) without black and yellow, orange and sky blue darkened to three
+# to one against white; grey is for what was there before.
 BASE, ADAPTED, BEST = "#8a8f98", "#0072b2", "#d55e00"
-LABELS = (ADAPTED, BEST, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LABELS = (ADAPTED, BEST, "#009e73", "#cc79a7", "#b87f00", "#2f95cf")
 # In a page each colour is a variable of it, so that one figure serves a light page and a dark one.
 VARIABLES = {
     INK: "ink",
@@ -28,8 +29,8 @@ VARIABLES = {
     BEST: "vermillion",
     "#009e73": "green",
     "#cc79a7": "purple",
-    "#e69f00": "orange",
-    "#56b4e9": "sky",
+    "#b87f00": "orange",
+    "#2f95cf": "sky",
 }
 # Fonts that write what matplotlib's own can't, where a system has one.
 _WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Arial Unicode MS")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lorafit.baselines import DESCRIBED
+from lorafit.intervals import as_interval
 
 UNTRAINED = "the same encoder with an untrained head"
 CHANCE = 0.05
@@ -142,11 +143,6 @@ def _row(name: str, of_seeds: Sequence[float], found: dict[str, Any], by: str) -
 def _listed(parts: Sequence[str], word: str) -> str:
     """Return `a, b and c`."""
     return f" {word} ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-
-
-def as_interval(interval: Sequence[float]) -> str:
-    """Return `0.856 to 0.885`."""
-    return f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def as_mean(found: dict[str, float], digits: int = 3) -> str:
