@@ -49,7 +49,7 @@ def attach(
     rank: int = 8,
     alpha: float = 16,
     dropout: float = 0.0,
-    targets: str | Sequence[str] = ("query", "value"),
+    targets: str | Sequence[str] = "all-linear",
     fresh: Sequence[str] = ("classifier",),
     name: str = "this encoder",
     *,

@@ -127,7 +127,8 @@ class Guard:
     def remember(self, state: State) -> None:
         """Go on from what a checkpoint kept."""
         self._epochs = [_Epoch(*epoch) for epoch in state.facts["epochs"]]
-        self._epoch, self._stretch, self._stretch_before = (_Losses(**of) for of in state.facts["losses"])
+        if "losses" in state.facts:  # an earlier version kept none
+            self._epoch, self._stretch, self._stretch_before = (_Losses(**of) for of in state.facts["losses"])
         self._said = set(state.facts["said"])
 
     def look_at_step(self, model: torch.nn.Module, step: int, logs: Mapping[str, float], guess: float) -> None:

@@ -158,7 +158,7 @@ class Adapter(_Table):
     """The update is scaled by alpha / rank; with variant "rslora" by alpha / sqrt(rank)."""
     dropout: Rate = 0.0
     """Dropout on the adapter's input."""
-    targets: Literal["attention", "all-linear"] | Annotated[list[Name], Field(min_length=1)] = ["query", "value"]
+    targets: Literal["attention", "all-linear"] | Annotated[list[Name], Field(min_length=1)] = "all-linear"
     """The layers that get an adapter: "attention", "all-linear" (never the head), or names of linear layers."""
     layers: str = "all"
     """"all", or "top:K": of the encoder's K last layers only, without what has no number, such as a pooler."""
