@@ -101,7 +101,7 @@ def test_with_a_test_of_ones_own_all_seeds_have_it_and_ctrl_c_names_the_way_on(
     assert "for all 2 seeds repeat the same command, with --seeds 2, without --overwrite" in said.err
     said = cli("train", file, "--seeds", 2)
     assert said.code == 0, said.err
-    note = "Each seed has the same test, but its own validation split, head and order of the texts."
+    note = "Each seed has the same test, but its own draw of what else is split, head and order of the texts."
     assert runs.open_run("runs/tiny").scores["seeds"]["note"] == note
     assert note in said.out
     assert note in Path("runs/tiny/report.md").read_text()

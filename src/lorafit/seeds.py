@@ -16,7 +16,7 @@ from lorafit.runs import Run
 _SCORES = ("accuracy", "f1")
 _NOTES = {
     "own test": "Each seed has its own split of the data, its own head and its own order of the texts.",
-    "same test": "Each seed has the same test, but its own validation split, head and order of the texts.",
+    "same test": "Each seed has the same test, but its own draw of what else is split, head and order of the texts.",
 }
 
 
