@@ -328,3 +328,8 @@ def test_help_and_version_answer_without_torch(flag: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert "lorafit" in done.stdout
+
+
+def test_a_cold_prediction_does_not_wait_for_what_it_has_no_use_for() -> None:
+    code = "import sys, lorafit; lorafit.Classifier; print({'sklearn', 'matplotlib', 'datasets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

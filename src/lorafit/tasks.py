@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from lorafit.manifest import Task
@@ -73,6 +72,8 @@ def class_weights(label_ids: np.ndarray, labels: int) -> np.ndarray:
     >>> class_weights(np.array([0, 0, 0, 1]), 2).round(2).tolist()
     [0.67, 2.0]
     """
+    from sklearn.utils.class_weight import compute_class_weight  # here: a cold prediction need not wait for it
+
     found = np.ones(labels, dtype=np.float32)
     if label_ids.ndim == 2:
         having = label_ids.sum(axis=0)
