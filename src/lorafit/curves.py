@@ -11,13 +11,13 @@ from sklearn.metrics import auc, average_precision_score, precision_recall_curve
 from lorafit import intervals, tasks
 from lorafit.breakdown import known, share
 
-_POINTS = 101  # of a curve: as many as a figure shows
 _DIGITS = 6
-_GRID = np.linspace(0, 1, _POINTS)
+_GRID = np.linspace(0, 1, 101)  # as many points as a figure shows
+_LEAST = 1e-9  # below any step of a recall: 0.3 on the grid is also 3 of 10
 
 
-class Whole(NamedTuple):
-    """The two curves of a label, with all of their points."""
+class Curves(NamedTuple):
+    """The two curves of a label, or their mean over labels."""
 
     fpr: np.ndarray
     tpr: np.ndarray
@@ -25,8 +25,8 @@ class Whole(NamedTuple):
     recall: np.ndarray
 
     @classmethod
-    def of(cls, truth: np.ndarray, probability: np.ndarray) -> "Whole":
-        """Return the curves of texts that have a label or not, bool, and the probability of it that each was given."""
+    def of(cls, truth: np.ndarray, probability: np.ndarray) -> "Curves":
+        """Return all points for texts that have a label or not, bool, and the probability of it that each was given."""
         return cls(*roc_curve(truth, probability)[:2], *precision_recall_curve(truth, probability)[:2])
 
 
@@ -53,12 +53,12 @@ def curves(probabilities: np.ndarray, label_ids: np.ndarray, labels: Sequence[st
     if not there:
         return {"curves": {}, "macro_curves": None}
     pairs = [(truth[number], probabilities[:, number]) for number in there]
-    whole = [Whole.of(*pair) for pair in pairs]
+    whole = [Curves.of(*pair) for pair in pairs]
+    drawn = [_on_grid(one) for one in whole]
     areas = [float(auc(one.fpr, one.tpr)) for one in whole]
     averages = [float(average_precision_score(*pair)) for pair in pairs]
-    points = [*map(_thinned, whole), _mean(whole)]
     scores = [*areas, fmean(areas)], [*averages, fmean(averages)], _area_intervals(pairs)
-    *found, mean = (_record(*one) for one in zip(points, *scores, strict=True))
+    *found, mean = (_record(*one) for one in zip([*drawn, _mean(drawn)], *scores, strict=True))
     return {"curves": dict(zip([labels[number] for number in there], found, strict=True)), "macro_curves": mean}
 
 
@@ -111,7 +111,7 @@ def _area_intervals(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list
     return [limits[number :: len(pairs) + 1] for number in range(len(pairs) + 1)]
 
 
-def _record(points: Whole, area: float, average: float, limits: Sequence[intervals.Interval]) -> dict[str, Any]:
+def _record(points: Curves, area: float, average: float, limits: Sequence[intervals.Interval]) -> dict[str, Any]:
     fpr, tpr, precision, recall = ([round(float(value), _DIGITS) for value in values] for values in points)
     of_area, of_average = map(known, limits)
     return {
@@ -125,17 +125,19 @@ def _record(points: Whole, area: float, average: float, limits: Sequence[interva
     }
 
 
-def _thinned(whole: Whole) -> Whole:
-    return Whole(*(values[np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))] for values in whole))
+def _on_grid(whole: Curves) -> Curves:
+    """Return the heights at 101 places: of the ROC curve over the rate of false alarms, of precision over recall.
+
+    Evenly by place, not by point: a rare label has nearly all of its points where its recall is 1.
+    """
+    tpr, recall = np.interp(_GRID, whole.fpr, whole.tpr), _GRID[::-1]
+    return Curves(np.append(0, _GRID), np.append(0, tpr), _precision_at(whole, recall), recall)
 
 
-def _mean(whole: Sequence[Whole]) -> Whole:
-    """Return the mean of the heights: of the ROC curves over the rate of false alarms, of precision over recall."""
-    tpr = np.mean([np.interp(_GRID, one.fpr, one.tpr) for one in whole], axis=0)
-    precision = np.mean([_precision_at(one, _GRID[::-1]) for one in whole], axis=0)
-    return Whole(np.append(0, _GRID), np.append(0, tpr), precision, _GRID[::-1])
+def _mean(drawn: Sequence[Curves]) -> Curves:
+    return Curves(*(np.mean(values, axis=0) for values in zip(*drawn, strict=True)))
 
 
-def _precision_at(whole: Whole, recall: np.ndarray) -> np.ndarray:
+def _precision_at(whole: Curves, recall: np.ndarray) -> np.ndarray:
     """Return the precision at the highest threshold that reaches each recall, as average precision has it."""
-    return np.asarray(whole.precision[::-1][np.searchsorted(whole.recall[::-1], recall)])
+    return np.asarray(whole.precision[::-1][np.searchsorted(whole.recall[::-1], recall - _LEAST)])
