@@ -22,7 +22,6 @@ _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 def print_evaluation(run: "Run") -> None:
     """Print what an evaluated run scores: the verdict first, which says what LoRA does not beat."""
     from lorafit import report
-    from lorafit.intervals import as_interval
     from lorafit.report.verdict import as_p
 
     scores = run.scores
@@ -44,10 +43,7 @@ def print_evaluation(run: "Run") -> None:
         others.add_row(name, *(cell for who in ("base", "adapted") for cell in _with_intervals(test[who], name)))
     _stdout().print(others)
     calibration = test["calibration"]
-    after, before = (
-        f"{calibration[name]:.3f} ({as_interval(calibration[f'{name}_interval'])})"
-        for name in ("ece_after", "ece_before")
-    )
+    after, before = ("{} ({})".format(*_with_intervals(calibration, name)) for name in ("ece_after", "ece_before"))
     typer.echo(
         f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error {after}, "
         f"{before} before temperature {calibration['temperature']:.3g}."
