@@ -31,7 +31,7 @@ bench: .venv/.dev  ## measure the main job into results/, and the speed beside p
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/table.py
 
-bench-full: .venv/.bench  ## measure everything published into results/, beside every peer; hours
+bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/speed.py --full
@@ -60,6 +60,3 @@ clean:  ## remove the environment and what tools left
 	$(INSTALL) '.[demo,dev]'
 	touch $@ .venv/.demo
 
-.venv/.bench: .venv/.dev
-	$(INSTALL) '.[demo,dev,bench]'
-	touch $@

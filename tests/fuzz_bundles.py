@@ -411,11 +411,13 @@ def judge(case: Case, spoiled: Spoiled, target: Path, *, thorough: bool) -> tupl
 def prove_and_merge(folder: Path, target: Path) -> None:
     proved = attempt(lambda: proof.verify(folder))
     assert isinstance(proved, Refusal) or np.isfinite(proved.gap), f"a proof with a gap of {proved}"
-    merged = attempt(lambda: export.merge(folder, target))
+    merged = attempt(lambda: export.export(folder, "merged", target))
     if isinstance(merged, Refusal):
         assert not list(target.parent.iterdir()), f"a refused merge leaves {list(target.parent.iterdir())}"
     else:
-        assert np.isfinite(merged.gap), f"merged with a gap of {merged.gap}"
+        assert np.isfinite(merged.made.agreement.largest_logit_gap), (
+            f"merged with a gap of {merged.made.agreement.largest_logit_gap}"
+        )
 
 
 @dataclass(frozen=True)

@@ -479,7 +479,7 @@ def test_tags_are_taken_out_once_in_training_proof_card_and_merged_model(
     over_base, _ = run_the_card(folder, monkeypatch, **{"path/to/tiny": str(tiny)})
     expected = Classifier.load(folder, precision="fp32").probabilities(marked)
     np.testing.assert_allclose(over_base["probabilities"].numpy(), expected, atol=1e-5)
-    export.merge(folder, tmp_path / "merged")
+    export.export(folder, "merged", tmp_path / "merged")
     assert "take them out of yours" in (tmp_path / "merged" / "README.md").read_text()
 
 

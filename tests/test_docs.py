@@ -34,6 +34,7 @@ COMMANDS = (
     "inspect",
     "verify",
     "merge",
+    "export",
     "runs",
 )
 

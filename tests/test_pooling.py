@@ -86,4 +86,4 @@ def test_an_adapter_trained_over_the_mean_is_read_back_over_the_mean(
     assert "its answers would be wrong" in (run.adapter / "README.md").read_text()
     assert proof.verify(run.adapter).gap < 1e-5
     with pytest.raises(BundleError, match="reads the mean of the tokens, which an ordinary model of its family can't"):
-        export.merge(run.path, tmp_path / "merged")
+        export.export(run.path, "merged", tmp_path / "merged")

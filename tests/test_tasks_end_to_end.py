@@ -86,7 +86,7 @@ def write(folder: Path, table: pd.DataFrame, kind: str = "csv") -> dict[str, Any
 
 
 def whole_way(made: Any, folder: Path, texts: list[Text]) -> tuple[Run, list[dict[str, Any]]]:
-    """Train, evaluate, verify, predict and merge; transformers' pipeline on the merged model has to agree."""
+    """Train, evaluate, verify, predict and export; transformers' pipeline and ONNX Runtime have to agree."""
     from transformers import pipeline as ready_made
 
     run = pipeline.train(made, folder / "run")
@@ -94,13 +94,17 @@ def whole_way(made: Any, folder: Path, texts: list[Text]) -> tuple[Run, list[dic
     assert proof.verify(run.adapter).gap_fp32 <= 1e-5
     classifier = Classifier.load(run.path, precision="fp32")
     answers = classifier.predict(texts)
-    merged = export.merge(run.path, folder / "merged")
-    assert merged.gap < 1e-5
+    merged = export.export(run.path, "merged", folder / "merged")
+    assert merged.made.agreement.largest_logit_gap < 1e-5
     theirs = ready_made("text-classification", model=str(merged.folder), truncation=True, top_k=None)
     inputs = [text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]} for text in texts]
     for scores, answer in zip([theirs(one) for one in inputs], answers, strict=True):
         found = {score["label"]: score["score"] for score in (scores[0] if isinstance(scores[0], list) else scores)}
         assert found == pytest.approx({label: answer[f"{label}_prob"] for label in classifier.labels}, abs=1e-4)
+    export.export(run.path, "onnx", folder / "onnx")
+    np.testing.assert_allclose(
+        Classifier.load(folder / "onnx").probabilities(texts), classifier.probabilities(texts), atol=1e-4
+    )
     return run, answers
 
 

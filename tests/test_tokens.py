@@ -220,7 +220,7 @@ def test_one_policy_holds_for_training_evaluation_predict_and_the_bundle(
     np.testing.assert_allclose(classifier.probabilities(test.texts), from_ids, atol=1e-6)
     inside = "the " * 30 + "awful " * 12 + "the " * 30  # which a head of 12 tokens never meets
     heads = Classifier.load(run.path, precision="fp32")
-    heads._loaded.manifest.long_text = "head"
+    heads._reader.manifest.long_text = "head"
     changed = abs(classifier.probabilities([inside]) - heads.probabilities([inside])).max()
     assert (changed > 0.01) == policy.startswith("windows")
     assert json.loads((run.adapter / "lorafit.json").read_text())["long_text"] == policy

@@ -81,15 +81,15 @@ def test_each_variant_is_trained_read_back_by_us_and_by_plain_peft_and_merged(
     monkeypatch.setattr(adapter, "attach", lambda *a, **named: live.append(attach(*a, **named)) or live[-1])
     run = pipeline.train(tiny_recipe(**changed(tables)), tmp_path / "run")
     assert run.record["steps"] == 3
-    made = export.merge(run.path, tmp_path / "merged")
+    made = export.export(run.path, "merged", tmp_path / "merged")
     base = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=2)
     expected = plain_logits(PeftModel.from_pretrained(base, run.adapter).eval(), run)
     merged = plain_logits(export._read_back(made.folder), run)
     np.testing.assert_allclose(merged, expected, atol=1e-5)
     ours = Classifier.load(run.path, precision="fp32")
-    np.testing.assert_allclose(ours.logits(ours._loaded.encode(TEXTS)), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.logits(ours._reader.encode(TEXTS)), expected, atol=1e-5)
     precision = run.record["runtime"]["precision"]
-    as_trained = predict.logits(live[0], ours._loaded.encode(TEXTS), 0, Runtime("cpu", precision, 2, "x"))
+    as_trained = predict.logits(live[0], ours._reader.encode(TEXTS), 0, Runtime("cpu", precision, 2, "x"))
     np.testing.assert_allclose(as_trained, expected, atol={"fp32": 1e-5, "bf16": 0.1}[precision])
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     assert len(set(config["modules_to_save"])) == len(config["modules_to_save"])

@@ -40,19 +40,18 @@ class Contents:
     bytes_by_file: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A bundle in memory: the adapted model (its base with the untrained head underneath), tokenizer and manifest.
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """What reads texts as in training: tokenizer and manifest.
 
-    `fresh` names the modules that the base's checkpoint did not hold. `different_base` is the SHA-256 of the weights
-    underneath where they are not the ones that the adapter was trained on.
+    `token_types` is how many parts of a text the encoder can tell apart; 0: it does not look. `different_base` is the
+    SHA-256 of the base's weights where they are not the ones that the adapter was trained on.
     """
 
-    model: PeftModel
-    fresh: list[str]
     tokenizer: Any
     manifest: Manifest
-    different_base: str | None = None
+    token_types: int
+    different_base: str | None
 
     def encode(self, texts: Sequence[Text]) -> Tokens:
         """Return the token ids of texts or of pairs, prepared and cut as in training.
@@ -71,12 +70,23 @@ class Loaded:
         rows = self.manifest.base.shape.vocabulary
         if len(tokens.ids) and not 0 <= tokens.ids.min() <= tokens.ids.max() < rows:
             raise BundleError(f"The tokenizer gives the id {tokens.ids.max():,}; its base embeds only {rows:,} tokens.")
-        types = getattr(self.model.config, "type_vocab_size", 0)  # 0: token types are not looked at
+        types = self.token_types
         if tokens.type_ids is not None and len(tokens.ids) and types and tokens.type_ids.max() >= types:
             raise BundleError(
                 f"The tokenizer marks the second text of a pair, which its base can't; it has {types} mark."
             )
         return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded(Reader):
+    """A bundle in memory: the adapted model, its base with the untrained head underneath; and what reads its texts.
+
+    `fresh` names the modules that the base's checkpoint did not hold.
+    """
+
+    model: PeftModel
+    fresh: list[str]
 
 
 def _without_tags(text: Text) -> Text:
@@ -98,6 +108,16 @@ def folder_of(path: Path | str) -> Path:
     if not folder.is_dir():
         raise BundleError(f"There is no run folder or adapter directory {folder}.")
     return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the SHA-256 that tells bundles apart: of the manifest, which holds all others; of a plain PEFT directory
+    that of its weights.
+
+    Raises:
+        BundleError: not a bundle, or a damaged one.
+    """
+    return sha256_of(folder / (WEIGHTS if checks.check(folder) is None else manifest.FILE))
 
 
 def identity(files: Files) -> Base:
@@ -198,7 +218,14 @@ def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool
     tokenizer = _load_tokenizer(folder, files)
     checks.refuse_unfit_tokenizer(folder, tokenizer, files, found)
     different = files.sha256 if _of(files) != (found.base.sha256, found.base.config_sha256) else None
-    return Loaded(model, made.fresh, tokenizer, found, different)
+    return Loaded(
+        model=model,
+        fresh=made.fresh,
+        tokenizer=tokenizer,
+        manifest=found,
+        token_types=getattr(model.config, "type_vocab_size", 0),
+        different_base=different,
+    )
 
 
 def _base_files(folder: Path, base: Base, encoder: str | None) -> Files:

@@ -331,7 +331,7 @@ _MERGED = """\
 # A text classifier
 
 {base} (SHA-256 of the weights {weights}...) with a LoRA adapter merged into it, in fp32. Labels: {labels}.
-`merged_from.json` says which adapter, how it was trained, and how far the answers are from those before merging.
+`lorafit_export.json` says which adapter, how it was trained, and how far the answers are from those before merging.
 {html}{lost}
 ```python
 from transformers import pipeline

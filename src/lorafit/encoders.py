@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lorafit import bundled, families, hub, runtime
-from lorafit.errors import EncoderError, StorageError
+from lorafit.errors import EncoderError, LorafitError, StorageError
 from lorafit.files import sha256_of, write_text
 from lorafit.manifest import Pooling, Shape, Task
 from lorafit.pooling import read_the_mean
@@ -314,6 +314,8 @@ def refusing_what_does_not_load(name: str) -> Iterator[None]:
     """Turn whatever the readers below us raise over broken or unknown files into one sentence."""
     try:
         yield
+    except LorafitError:
+        raise
     except BaseException as error:  # tokenizers raises plain Exceptions, and panics that are not even those
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

@@ -1,5 +1,6 @@
 """How sure a score is: 95% intervals, and tests of whether one classifier is better than another on the same texts."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,24 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
     first, second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
     p = float(binomtest(min(first, second), first + second).pvalue) if first + second else 1.0
     return McNemar(first, second, p)
+
+
+def paired_gap(first_right: np.ndarray, second_right: np.ndarray) -> tuple[float, Interval]:
+    """Return by how much the second classifier's share of right answers is the larger, and its interval.
+
+    From Wilson's intervals of the two shares that differ, only the first right and only the second (MOVER: Zou and
+    Donner 2008); so it has a width where the two never differ, as with few texts they may.
+
+    >>> [round(limit, 3) for limit in paired_gap(np.ones(200, bool), np.ones(200, bool))[1]]
+    [-0.019, 0.019]
+    """
+    n = len(first_right)
+    lost, won = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    (lost_low, lost_high), (won_low, won_high) = wilson(lost, n), wilson(won, n)
+    gap = (won - lost) / n
+    below = math.hypot(won / n - won_low, lost_high - lost / n)
+    above = math.hypot(won_high - won / n, lost / n - lost_low)
+    return gap, [gap - below, gap + above]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -35,11 +35,13 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of what lorafit keeps as JSON: no key more, no number that is none."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class Shape(_Part):
+class Shape(Part):
     """The size of an encoder, as its configuration says it."""
 
     model_type: Shown
@@ -54,7 +56,7 @@ class Shape(_Part):
         return f"{self.model_type}, {self.layers} layers of width {self.width}, {self.vocabulary:,} tokens"
 
 
-class Base(_Part):
+class Base(Part):
     """The encoder that an adapter belongs to. It is found by its id or its weights, never by a path."""
 
     name: Shown
@@ -79,7 +81,7 @@ class Base(_Part):
         return f"{self.name} (weights {self.sha256[:12]}..., {self.shape})"
 
 
-class Texts(_Part):
+class Texts(Part):
     """Number of texts of each split."""
 
     train: int
@@ -87,7 +89,7 @@ class Texts(_Part):
     test: int
 
 
-class Validation(_Part):
+class Validation(Part):
     """The best epoch's scores on the validation texts."""
 
     accuracy: float
@@ -95,7 +97,7 @@ class Validation(_Part):
     loss: float
 
 
-class Trained(_Part):
+class Trained(Part):
     """How the adapter came to be."""
 
     data: Shown
@@ -110,7 +112,7 @@ class Trained(_Part):
     """Versions of torch, transformers, peft and the rest."""
 
 
-class Proof(_Part):
+class Proof(Part):
     """What a fresh process found when it read the files back."""
 
     texts: int
@@ -120,7 +122,7 @@ class Proof(_Part):
     """The same difference for plain PEFT in fp32: what the precision of the training costs."""
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """What `lorafit.json` holds."""
 
     format_version: Literal[1, 2] = 2
@@ -181,8 +183,17 @@ def write(folder: Path, manifest: Manifest) -> None:
     Raises:
         StorageError: a disk that is full or not writable.
     """
-    content = manifest.model_dump(mode="json")
-    write_text(folder / FILE, json.dumps(content | {"seal": _seal(content)}, indent=2, ensure_ascii=False) + "\n")
+    write_sealed(folder / FILE, manifest)
+
+
+def write_sealed(file: Path, made: BaseModel) -> None:
+    """Write a model as JSON, with the sum over its content as its last key, `seal`.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    content = made.model_dump(mode="json")
+    write_text(file, json.dumps(content | {"seal": _seal(content)}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read(folder: Path) -> Manifest:
@@ -191,16 +202,24 @@ def read(folder: Path) -> Manifest:
     Raises:
         BundleError: it can't be read, its format is newer than this version knows, or its seal does not fit.
     """
-    file = folder / FILE
+    return read_sealed(folder / FILE, Manifest, FORMAT_VERSION)
+
+
+def read_sealed(file: Path, model: type[Model], newest_version: int) -> Model:
+    """Return what `write_sealed` wrote.
+
+    Raises:
+        BundleError: see `read`.
+    """
     content = read_json(file, LARGEST_MANIFEST_BYTES)
     version = content.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > newest_version:
         raise BundleError(
-            f"{file} has format version {version}; this lorafit reads versions up to {FORMAT_VERSION}. "
+            f"{file} has format version {version}; this lorafit reads versions up to {newest_version}. "
             "Update it with: pip install --upgrade lorafit"
         )
     seal = content.pop("seal", None)
-    made = parse(Manifest, content, file)
+    made = parse(model, content, file)
     if seal != _seal(content):
         raise BundleError(f"{file} has been changed since it was written: its seal does not fit its content.")
     return made

@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
 
-from lorafit import adapter, bundle, runtime, tables, tasks
-from lorafit.bundle import Loaded
+from lorafit import adapter, backends, bundle, encoders, exported, runtime, tables, tasks
+from lorafit.backends import Batch, Engine
+from lorafit.bundle import Loaded, Reader
 from lorafit.console import bar
 from lorafit.data import Text, parts, strip_tags
-from lorafit.errors import DataError
-from lorafit.manifest import Manifest, Task
+from lorafit.errors import BundleError, DataError
+from lorafit.exported import Form
+from lorafit.manifest import LongText, Manifest, Task
 from lorafit.runtime import Runtime
 from lorafit.tables import name_rows
-from lorafit.tokens import Tokens, ask, pad
+from lorafit.tokens import Tokens, pad
 
 TOKENS_PER_BATCH = 4096  # a batch of 8 texts at 512 tokens, of 128 at 32
 TEXTS_AT_ONCE = 4096  # of a stream: enough to sort by length, few enough to hold
@@ -47,19 +50,30 @@ def logits(
     """
     was_training = model.training
     model.eval()
-    rows_out: list[np.ndarray] = []
-    order = np.argsort(-tokens.lengths, kind="stable")
     try:
-        with bar(doing, total=len(order)) as advance, torch.inference_mode(), where.autocast():
-            for rows in _batches(order, tokens.lengths):
-                batch = {key: value.to(where.device) for key, value in pad(tokens, rows, pad_id).items()}
-                rows_out.append(ask(model, batch, tokens.long_text).float().cpu().numpy())
-                advance(len(rows))
-                on_batch()
+        return answers(backends.of_torch(model, where, tokens.long_text), tokens, pad_id, doing, on_batch)
     finally:
         model.train(was_training)
-    result = np.empty((len(order), rows_out[0].shape[1]), dtype=np.float32)
-    result[order] = np.concatenate(rows_out)
+
+
+def answers(
+    engine: Engine, tokens: Tokens, pad_id: int, doing: str = "Predicting", on_batch: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """Return what `logits` does, of any engine."""
+    order = np.argsort(-tokens.lengths, kind="stable")
+    given: list[np.ndarray] = []
+
+    def padded() -> Iterator[Batch]:
+        for rows in _batches(order, tokens.lengths):
+            yield pad(tokens, rows, pad_id)
+
+    with bar(doing, total=len(order)) as advance:
+        for some in engine(padded()):
+            given.append(some)
+            advance(len(some))
+            on_batch()
+    result = np.empty((len(order), given[0].shape[1]), dtype=np.float32)
+    result[order] = np.concatenate(given)
     return result
 
 
@@ -69,20 +83,19 @@ def plain_logits(model: torch.nn.Module, tokens: Tokens, pad_id: int) -> np.ndar
 
 
 class Classifier:
-    """A trained adapter on its encoder, ready to answer.
+    """A trained adapter on its encoder, or an export of it, ready to answer.
 
     The adapter is merged into the encoder, which is then cast to the precision chosen and runs over real tokens only.
+    An export runs on its own runtime.
 
     >>> classifier = Classifier.load("runs/demo")
     >>> classifier.predict(["A film to remember."])[0]["label"]
     'pos'
     """
 
-    def __init__(self, load: Callable[[], Loaded], where: Runtime) -> None:
-        self._load, self._where = load, where
-        self._loaded = load()
-        adapted = self._loaded.model.merge_and_unload()
-        self._engines = {"adapted": self._engine(adapted, self._loaded.fresh)}
+    def __init__(self, reader: Reader, engine: Engine, backend: str, load: Callable[[], Loaded] | None = None) -> None:
+        self._reader, self._backend, self._load_adapter = reader, backend, load
+        self._engines = {"adapted": engine}
 
     @classmethod
     def load(
@@ -93,73 +106,117 @@ class Classifier:
         threads: int = 0,
         encoder: str | None = None,
         allow_different_base: bool = False,
+        backend: Path | str | None = None,
     ) -> "Classifier":
-        """Return the classifier in an adapter directory, or in the run folder that holds one.
+        """Return the classifier in an adapter directory, in the run folder that holds one, or in an export.
 
         Args:
-            path: a run folder or an adapter directory; a plain PEFT directory works too, with a warning.
-            precision: "fp32", "bf16", or "auto": bf16 where this machine measures it faster.
+            path: a run folder, an adapter directory or an export; a plain PEFT directory works too, with a warning.
+            precision: "fp32", "bf16", or "auto": bf16 where this machine measures it faster. Exports to other runtimes
+                have their own.
             threads: CPU threads; 0 = all cores.
             encoder: the base, as a recipe names it; by default the one on this machine with the right weights.
             allow_different_base: take a base with other weights; a warning and each answer say so.
+            backend: an export of the bundle at `path`, to run on in its place.
 
         Raises:
-            BundleError: no adapter there, one that is damaged, or a base that it was not trained on.
+            BundleError: no adapter there, one that is damaged, a base that it was not trained on, or an export of
+                another bundle.
             EncoderError: its base can't be found.
+            LorafitError: the export's runtime is not installed.
         """
-        folder, where = bundle.folder_of(path), runtime.choose(precision, threads)
-        return cls(lambda: bundle.load(folder, encoder=encoder, allow_different_base=allow_different_base), where)
+        folder = bundle.folder_of(path)
+        if backend is not None:
+            folder = exported.of_bundle(Path(backend), bundle.fingerprint(folder), folder)
+        if not exported.is_export(folder):
+            where = runtime.choose(precision, threads)
+            return cls._of_adapter(
+                lambda: bundle.load(folder, encoder=encoder, allow_different_base=allow_different_base), where
+            )
+        if encoder is not None or allow_different_base:
+            raise BundleError(f"{folder} is an export: its encoder is part of it, and no other can be taken.")
+        return cls._of_export(folder, precision, threads)
+
+    @classmethod
+    def _of_adapter(cls, load: Callable[[], Loaded], where: Runtime) -> "Classifier":
+        loaded = load()
+        engine = lorafits_own(loaded.model.merge_and_unload(), loaded.fresh, where, loaded.manifest.long_text)
+        return cls(loaded, engine, where.precision, load)
+
+    @classmethod
+    def _of_export(cls, folder: Path, precision: str, threads: int) -> "Classifier":
+        made = exported.check(folder)
+        if made.form != "merged" and precision != "auto":
+            raise BundleError(f"{folder} is {made.form}, whose precision is its own; {precision} can't be chosen.")
+        reader = Reader(
+            tokenizer=encoders.load_tokenizer(folder, str(folder)),
+            manifest=made.adapter,
+            token_types=made.token_types,
+            different_base=made.different_base,
+        )
+        engine = open_export(folder, made.form, made.fresh, made.adapter.long_text, precision, threads)
+        return cls(reader, engine, made.form)
+
+    @property
+    def backend(self) -> str:
+        """What computes: the precision of lorafit's own engine, "bf16" or "fp32", or an export's form."""
+        return self._backend
 
     @property
     def model(self) -> PeftModel:
-        """The adapted model, in fp32 and not merged, for those who want to go on with PEFT; loaded anew each time."""
+        """The adapted model, in fp32 and not merged, for those who want to go on with PEFT; loaded anew each time.
+
+        Raises:
+            BundleError: an export has none.
+        """
         return self._load().model
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer, as transformers has it."""
-        return self._loaded.tokenizer
+        return self._reader.tokenizer
 
     @property
     def labels(self) -> list[str]:
         """Label names in the order of their ids."""
-        return self._loaded.manifest.labels
+        return self._reader.manifest.labels
 
     @property
     def task(self) -> Task:
         """One label a text, or any number."""
-        return self._loaded.manifest.task
+        return self._reader.manifest.task
 
     @property
     def text_pair(self) -> bool:
         """Whether it reads pairs of texts."""
-        return self._loaded.manifest.text_pair
+        return self._reader.manifest.text_pair
 
     @property
     def thresholds(self) -> list[float] | None:
         """A probability for each label from which it is given; None: none were fitted."""
-        return self._loaded.manifest.thresholds
+        return self._reader.manifest.thresholds
 
     @property
     def different_base(self) -> str | None:
         """The SHA-256 of the base's weights where they are not those that the adapter was trained on."""
-        return self._loaded.different_base
+        return self._reader.different_base
 
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
         if base and "base" not in self._engines:
             loaded = self._load()
             loaded.model.base_model.disable_adapter_layers()
-            self._engines["base"] = self._engine(loaded.model, loaded.fresh)
+            where = runtime.choose(self._backend, torch.get_num_threads())
+            self._engines["base"] = lorafits_own(loaded.model, loaded.fresh, where, loaded.manifest.long_text)
         who = "base" if base else "adapted"
-        return logits(self._engines[who], tokens, self._loaded.tokenizer.pad_token_id, self._where, who.capitalize())
+        return answers(self._engines[who], tokens, self.tokenizer.pad_token_id, who.capitalize())
 
     def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
         """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""
-        _refuse_non_texts(texts, self._loaded.manifest)
+        _refuse_non_texts(texts, self._reader.manifest)
         if not texts:
             return np.empty((0, len(self.labels)))
-        return tasks.probabilities(self.logits(self._loaded.encode(texts), base=base), self.task)
+        return tasks.probabilities(self.logits(self._reader.encode(texts), base=base), self.task)
 
     def predict(self, texts: Sequence[Text], *, base: bool = False) -> list[dict[str, Any]]:
         """Return one object a text: `text`, one `<label>_prob` for each label, and `label`.
@@ -200,13 +257,48 @@ class Classifier:
         """
         waiting, answered = iter(texts), 0
         while some := list(islice(waiting, TEXTS_AT_ONCE)):
-            _refuse_non_texts(some, self._loaded.manifest, answered)
+            _refuse_non_texts(some, self._reader.manifest, answered)
             yield from self.predict(some, base=base)
             answered += len(some)
 
-    def _engine(self, model: torch.nn.Module, fresh: list[str]) -> torch.nn.Module:
-        adapter.speed_up(model, fresh, self._where)
-        return model.to(self._where.device)
+    def _load(self) -> Loaded:
+        if self._load_adapter is None:
+            raise BundleError("An export holds no adapter and no untrained head: ask the bundle that it was made of.")
+        return self._load_adapter()
+
+
+def open_export(
+    folder: Path, form: Form, fresh: list[str], long_text: LongText, precision: str = "auto", threads: int = 0
+) -> Engine:
+    """Return the engine of an export; that of a merged model is lorafit's own.
+
+    Args:
+        folder: where its files lie, checked.
+        form: what it is.
+        fresh: modules of a merged model's head.
+        long_text: what is read of longer texts.
+        precision: see `Classifier.load`.
+        threads: CPU threads; 0 = all cores.
+
+    Raises:
+        LorafitError: its runtime is not installed.
+        EncoderError: its files can't be loaded.
+    """
+    where = runtime.choose(precision if form == "merged" else "fp32", threads)
+    if form != "merged":
+        with encoders.refusing_what_does_not_load(str(folder)):
+            return backends.of_export(form, folder, where.threads, long_text)
+    with encoders.refusing_what_does_not_load(str(folder)):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    return lorafits_own(model, fresh, where, long_text)
+
+
+def lorafits_own(model: torch.nn.Module, fresh: list[str], where: Runtime, long_text: LongText) -> Engine:
+    """Return lorafit's own engine, which takes the model over: its frozen weights are cast, its padding is skipped."""
+    adapter.speed_up(model, fresh, where)
+    return backends.of_torch(model.to(where.device).eval(), where, long_text)
 
 
 def predict_file(

@@ -166,9 +166,13 @@ def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongT
         batch: may hold `labels` too, which the model is not given.
         long_text: the policy; "windows:max" takes the largest logit of each label, anything else the mean.
     """
-    inputs = {key: value for key, value in batch.items() if key not in ("labels", "windows")}
-    logits: torch.Tensor = model(**inputs).logits
+    logits: torch.Tensor = model(**inputs_of(batch)).logits
     return pool(logits, batch["windows"], long_text) if "windows" in batch else logits
+
+
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what an encoder is given of a batch."""
+    return {key: value for key, value in batch.items() if key not in ("labels", "windows")}
 
 
 def pool(logits: torch.Tensor, windows: torch.Tensor, long_text: LongText) -> torch.Tensor:

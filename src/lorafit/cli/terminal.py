@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lorafit.bundle import Contents
     from lorafit.doctor import Findings
     from lorafit.explain import Explanation
+    from lorafit.export import Done
     from lorafit.runs import Run
 
 _MOST_COLUMNS = 8  # of probabilities, that fit beside a text
@@ -200,6 +201,29 @@ def print_contents(contents: "Contents") -> None:
     for name, value in facts.items():
         rows.add_row(name, value)
     _stdout().print(rows)
+
+
+def print_export(done: "Done") -> None:
+    """Print where an export lies, how far its answers are from the original's, and its size and rate."""
+    made, found = done.made, done.made.agreement
+    rows = _table("", f"{made.form}, in {done.folder}")
+    rows.add_row("asked", found.drawn_from.rstrip(","))
+    rows.add_row("largest logit gap", f"{found.largest_logit_gap:.1e}")
+    rows.add_row("decided otherwise", f"{found.decided_otherwise} of {found.texts}")
+    if found.accuracy is not None:
+        low, high = found.accuracy.gap_interval
+        rows.add_row("accuracy", f"{found.accuracy.export:.4f}; the original {found.accuracy.original:.4f}")
+        rows.add_row(
+            "accuracy gap", f"{found.accuracy.gap_points:+.1f} points (95% interval {low:+.1f} to {high:+.1f})"
+        )
+    rows.add_row("size", f"{made.bytes / 1e6:.1f} MB")
+    rows.add_row(
+        "texts a second",
+        f"{found.texts_per_second:,.1f}; lorafit in {found.lorafit_precision} {found.lorafit_texts_per_second:,.1f}",
+    )
+    _stdout().print(rows)
+    for sentence in done.lost:
+        _stdout().print(sentence, soft_wrap=True)
 
 
 def print_runs(found: "list[Run]") -> None:

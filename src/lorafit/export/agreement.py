@@ -1,0 +1,180 @@
+"""How far an export's answers are from those of the bundle that it was made of, and whether that is near enough."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from warnings import warn
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from lorafit import backends, evaluation, intervals, pipeline, predict, proof, runs, runtime, tasks
+from lorafit.backends import Engine
+from lorafit.bundle import Loaded
+from lorafit.data import Text
+from lorafit.errors import BundleError, DataError, HubError, LorafitWarning, RunError
+from lorafit.exported import Accuracy, Agreement, Form
+from lorafit.runtime import Runtime
+from lorafit.tokens import Tokens
+
+TEXTS = 200
+CALIBRATION_TEXTS = 100
+LARGEST_LOGIT_GAP = 1e-3  # of a form in fp32
+LARGEST_LOSS_POINTS = 0.5  # of one in int8: of accuracy, or where labels are unknown of texts decided otherwise
+# Asked where a bundle brings no texts of its own.
+_TEXTS = (
+    "A film to remember.",
+    "Two hours that I will not get back.",
+    "The parcel came late, and it was the wrong one.",
+)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Texts that were not trained on, with their label ids where those are known; and texts to calibrate on."""
+
+    tokens: Tokens
+    label_ids: np.ndarray | None
+    drawn_from: str
+    calibration: Tokens
+
+
+def choose(source: Path, folder: Path, loaded: Loaded) -> HeldOut:
+    """Return 200 of a run's test texts, and training texts to calibrate on; of an adapter alone those of its proof."""
+    if (source / "run.json").is_file():
+        try:
+            return _of_run(source, loaded)
+        except (RunError, DataError, HubError) as error:
+            warn(f"The run's own test texts can't be asked: {error}", LorafitWarning, stacklevel=3)
+    texts: Sequence[Text] = _TEXTS
+    if loaded.manifest.text_pair:
+        texts = [(text, text) for text in _TEXTS]
+    if loaded.manifest.proof is not None:
+        texts = proof.read(folder).texts
+    tokens = loaded.encode_prepared(texts)
+    return HeldOut(
+        tokens=tokens,
+        label_ids=None,
+        drawn_from=f"{len(texts)} texts of the bundle's proof, which have no labels,",
+        calibration=tokens,
+    )
+
+
+def _of_run(source: Path, loaded: Loaded) -> HeldOut:
+    run = runs.open_run(source)
+    found = pipeline.data_of(run)
+    chance = np.random.default_rng(0)
+    rows = chance.permutation(len(found.test))[:TEXTS]
+    return HeldOut(
+        tokens=loaded.encode_prepared([found.test.texts[row] for row in rows]),
+        label_ids=found.test.label_ids[rows],
+        drawn_from=f"{len(rows)} of the run's {len(found.test):,} test texts",
+        calibration=loaded.encode_prepared(found.train.texts[:CALIBRATION_TEXTS]),
+    )
+
+
+def ask_original(loaded: Loaded, held_out: HeldOut) -> np.ndarray:
+    """Return the logits of plain PEFT in fp32, the adapter not merged: (texts, labels)."""
+    return predict.plain_logits(loaded.model, held_out.tokens, loaded.tokenizer.pad_token_id)
+
+
+def measure(
+    folder: Path, form: Form, loaded: Loaded, merged: PreTrainedModel, held_out: HeldOut, original: np.ndarray
+) -> Agreement:
+    """Return how an export, read back from its folder as others would, agrees with the original, and both their rates.
+
+    Args:
+        folder: of the export.
+        form: what it is.
+        loaded: the bundle.
+        merged: its model, merged; lorafit's own engine takes it over.
+        held_out: the texts.
+        original: from `ask_original`.
+    """
+    pad_id = loaded.tokenizer.pad_token_id
+    exported = _open(folder, form, loaded)
+    logits, rate = _asked(exported, held_out, pad_id, f"Asking {form}")
+    where = runtime.choose()
+    own = predict.lorafits_own(merged, loaded.fresh, where, loaded.manifest.long_text)
+    _, own_rate = _asked(own, held_out, pad_id, "Asking lorafit")
+    before, after = (_decided(some, loaded) for some in (original, logits))
+    accuracy = None
+    if held_out.label_ids is not None:
+        accuracy = _accuracy(*(evaluation.right(given, held_out.label_ids) for given in (before, after)))
+    return Agreement(
+        texts=len(original),
+        drawn_from=held_out.drawn_from,
+        largest_logit_gap=_largest(np.abs(logits - original)),
+        decided_otherwise=int((~evaluation.right(after, before)).sum()),
+        accuracy=accuracy,
+        texts_per_second=rate,
+        lorafit_texts_per_second=own_rate,
+        lorafit_precision=where.precision,
+        threads=where.threads,
+    )
+
+
+def _open(folder: Path, form: Form, loaded: Loaded) -> Engine:
+    """Return what everyone has: a merged model in plain transformers, the other forms on their runtime."""
+    if form != "merged":
+        return predict.open_export(folder, form, loaded.fresh, loaded.manifest.long_text)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+    )
+    where = Runtime("cpu", "fp32", torch.get_num_threads(), "as exported")
+    return backends.of_torch(model.eval(), where, loaded.manifest.long_text)
+
+
+def refuse_drift(form: Form, found: Agreement) -> None:
+    """Refuse an export that answers otherwise than the original.
+
+    Raises:
+        BundleError: names the gap and the limit.
+    """
+    if not form.endswith("int8"):
+        if found.largest_logit_gap > LARGEST_LOGIT_GAP:
+            raise BundleError(
+                f"The export drifts: on {found.drawn_from} its logits differ from the original's by up to "
+                f"{found.largest_logit_gap:.2g}; the limit is {LARGEST_LOGIT_GAP:g}. Nothing was kept."
+            )
+        return
+    if found.accuracy is not None:
+        lost, what = -found.accuracy.gap_points, "points of accuracy are lost"
+    else:
+        lost, what = 100 * found.decided_otherwise / found.texts, "percent of them are decided otherwise"
+    if lost > LARGEST_LOSS_POINTS:
+        raise BundleError(
+            f"The export drifts: on {found.drawn_from} {lost:.1f} {what}; the limit is {LARGEST_LOSS_POINTS:g}. "
+            "Nothing was kept. A form in fp32 stays closer."
+        )
+
+
+def _asked(engine: Engine, held_out: HeldOut, pad_id: int, doing: str) -> tuple[np.ndarray, float]:
+    """Return an engine's logits, and texts a second once it has seen their lengths."""
+    predict.answers(engine, held_out.tokens, pad_id, "Warming up")
+    start = time.perf_counter()
+    logits = predict.answers(engine, held_out.tokens, pad_id, doing)
+    return logits, round(len(logits) / (time.perf_counter() - start), 1)
+
+
+def _decided(logits: np.ndarray, loaded: Loaded) -> np.ndarray:
+    made = loaded.manifest
+    return tasks.decide(tasks.probabilities(logits, made.task), made.task, made.thresholds)
+
+
+def _accuracy(before: np.ndarray, after: np.ndarray) -> Accuracy:
+    gap, interval = intervals.paired_gap(before, after)
+    return Accuracy(
+        original=float(before.mean()),
+        export=float(after.mean()),
+        gap_points=round(100 * gap, 6),
+        gap_interval=(100 * interval[0], 100 * interval[1]),
+    )
+
+
+def _largest(gaps: np.ndarray) -> float:
+    """Return the largest gap; a logit that is no number is further away than any limit."""
+    largest = float(np.max(gaps))
+    return largest if np.isfinite(largest) else float(np.finfo(np.float32).max)

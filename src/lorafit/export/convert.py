@@ -1,0 +1,180 @@
+"""A merged model in torch -> the files of a form, through torch's and the runtimes' own converters.
+
+Batch and length stay dynamic. Nothing here is trusted: what was written is asked again, see `agreement`.
+"""
+
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lorafit.backends import ONNX_MODEL, OPENVINO_MODEL, import_onnxruntime, import_openvino
+from lorafit.errors import BundleError, LorafitError
+from lorafit.exported import Form
+from lorafit.tokens import Tokens, inputs_of, pad
+
+CONFIG = "config.json"
+OPSET = 18
+SMOOTHING = 0.5  # how much of the activations' range moves into the weights (Xiao et al. 2023, arXiv:2211.10438)
+_PACKAGES: dict[Form, tuple[str, ...]] = {
+    "merged": (),
+    "onnx": ("onnx", "onnxruntime"),
+    "onnx-int8": ("onnx", "onnxruntime"),
+    "openvino": ("openvino",),
+    "openvino-int8": ("openvino", "nncf"),
+}
+
+
+def refuse_missing(form: Form) -> None:
+    """Refuse a form whose converter is not installed, before any work.
+
+    Raises:
+        LorafitError: says what to install.
+    """
+    if form.startswith("onnx"):
+        import_onnxruntime()
+    elif form.startswith("openvino"):
+        import_openvino()
+    for package in _PACKAGES[form]:
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise LorafitError(
+                f"{form} needs {package}, which is not installed. Install it with: pip install 'lorafit[export]'"
+            ) from None
+
+
+def versions(form: Form) -> dict[str, str]:
+    """Return the versions of a form's converter and runtime."""
+    return {package: importlib.metadata.version(package) for package in _PACKAGES[form]}
+
+
+def convert(model: PreTrainedModel, form: Form, folder: Path, samples: Tokens, pad_id: int) -> list[str]:
+    """Write the model's files into `folder`; returns the names of its inputs.
+
+    Args:
+        model: base and adapter, merged, in fp32.
+        form: which.
+        folder: where to.
+        samples: texts to trace the model by, and to calibrate int8 on.
+        pad_id: the tokenizer's padding id.
+
+    Raises:
+        BundleError: a converter that does not know the model.
+    """
+    example = inputs_of(pad(samples, [0, min(1, len(samples) - 1)], pad_id))
+    with _quietly(), _attention_that_converts(model, form):
+        try:
+            if form == "merged":
+                _write_merged(model, folder)
+            elif form.startswith("onnx"):
+                _write_onnx(model, folder, example, in_int8=form == "onnx-int8")
+            else:
+                _write_openvino(model, folder, example, samples if form == "openvino-int8" else None, pad_id)
+        except (OSError, LorafitError):
+            raise
+        except Exception as error:  # converters raise whatever they come across
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BundleError(f"This encoder can't be converted to {form}: {reason}") from error
+    return list(example)
+
+
+def bytes_of(folder: Path) -> int:
+    """Return what the files in a folder take."""
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _write_merged(model: PreTrainedModel, folder: Path) -> None:
+    model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # which nobody else may read, as safetensors writes them
+        shutil.copymode(folder / CONFIG, weights)
+
+
+def _write_onnx(model: PreTrainedModel, folder: Path, example: dict[str, torch.Tensor], *, in_int8: bool) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as scratch:
+        file = (Path(scratch) if in_int8 else folder) / ONNX_MODEL
+        torch.onnx.export(
+            model,
+            (),
+            file,
+            kwargs=example,
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_axes={name: {0: "texts", 1: "tokens"} for name in example},
+            opset_version=OPSET,
+            dynamo=False,  # see docs/design/exports.md
+        )
+        if in_int8:
+            quantize_dynamic(file, folder / ONNX_MODEL, per_channel=True, weight_type=QuantType.QInt8)
+
+
+def _write_openvino(
+    model: PreTrainedModel,
+    folder: Path,
+    example: dict[str, torch.Tensor],
+    calibration: Tokens | None,
+    pad_id: int,
+) -> None:
+    openvino = import_openvino()
+    converted = openvino.convert_model(model, example_input=example)
+    if calibration is not None:
+        converted = _in_int8(converted, calibration, pad_id)
+    openvino.save_model(converted, folder / OPENVINO_MODEL, compress_to_fp16=False)
+
+
+def _in_int8(model: Any, calibration: Tokens, pad_id: int) -> Any:
+    """Return an OpenVINO model quantized after training: int8 weights and activations, by the ranges of some texts."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    samples = [inputs_of(pad(calibration, [text], pad_id)) for text in range(len(calibration))]
+    as_arrays = [{name: values.numpy() for name, values in sample.items()} for sample in samples]
+    smoothing = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTHING)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(as_arrays),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(as_arrays),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=smoothing),
+    )
+
+
+@contextmanager
+def _attention_that_converts(model: PreTrainedModel, form: Form) -> Iterator[None]:
+    """Let attention be plain products where a converter would not get torch's fused one right.
+
+    OpenVINO gives nan for a row of which a local window sees nothing but padding.
+    """
+    before = model.config._attn_implementation
+    plain = form.startswith("onnx") or (form.startswith("openvino") and hasattr(model.config, "local_attention"))
+    if plain:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what converters print and warn of off the terminal."""
+    level = logging.root.level
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+            logging.root.setLevel(level)
