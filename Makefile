@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help demo test check soak bench bench-full format clean
+.PHONY: help demo test check soak bench bench-exports bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo  ## train, compare and try the bundled encoder on bundled reviews
 	$(BIN)/lorafit demo
@@ -31,12 +31,17 @@ bench: .venv/.dev  ## measure the main job into results/, and the speed beside p
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/table.py
 
+bench-exports: .venv/.dev  ## export the demo's bundle to every form, and measure each; about ten minutes
+	$(BIN)/python benchmarks/exports.py
+	$(BIN)/python benchmarks/table.py
+
 bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/handover.py
 	$(BIN)/python benchmarks/speed.py --full
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/duplicates.py
+	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 
