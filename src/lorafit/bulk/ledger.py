@@ -91,7 +91,9 @@ class Ledger:
                 "Start anew with --overwrite, or repeat the command that began it."
             )
         if differing:
-            self.forget()
+            self.close()
+            _sweep(self.folder)
+            self.progress = Progress()
             self._go_on(job)
         if not overwrite:
             self._refuse_others()
@@ -114,11 +116,6 @@ class Ledger:
             self.progress = Progress() if state is None else _progress(json.loads(state[0]))
             self._cut_off()
         return differing
-
-    def forget(self) -> None:
-        """Throw away all that was done."""
-        self.close()
-        _sweep(self.folder)
 
     def close(self) -> None:
         """Let go of the book."""
@@ -279,17 +276,13 @@ def held(target: Path, rejected: Path) -> Iterator[Ledger]:
     if strange is not None:
         raise StorageError(f"{folder} holds {strange!r}, which is not ours. Move that folder, or name another output.")
     ledger = Ledger(target, rejected)
-    try:
-        with _locked(folder, target):
-            try:
-                yield ledger
-            finally:
-                ledger.close()
-                if ledger.published:
-                    _sweep(folder)
-    finally:
-        if all(file.name == _LOCK for file in folder.iterdir()):
-            shutil.rmtree(folder, ignore_errors=True)
+    with _locked(folder, target):
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+            if ledger.published:
+                _sweep(folder)
 
 
 @contextmanager
@@ -304,6 +297,8 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if all(file.name == _LOCK for file in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opened(folder: Path) -> sqlite3.Connection:
