@@ -1,5 +1,6 @@
 """What the tests share: a tiny real encoder, learnable data, a Hub on loopback, the command line in this process."""
 
+import json
 import os
 import random
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.hub_server import HubServer
@@ -89,6 +91,17 @@ def write_csv(file: Path, texts: list[str], labels: list[object], header: str = 
     quoted = [f'"{text}",{label}' for text, label in zip(texts, labels, strict=True)]
     file.write_text("\n".join([header, *quoted]) + "\n", encoding="utf-8")
     return file
+
+
+def write_table(table: pd.DataFrame, file: Path) -> None:
+    """Write a data file of the kind that its name says; a list in a cell of CSV or TSV is JSON."""
+    if file.suffix in (".csv", ".tsv"):
+        cells = table.map(lambda cell: json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell)
+        cells.to_csv(file, index=False, sep="," if file.suffix == ".csv" else "\t")
+    elif file.suffix == ".jsonl":
+        table.to_json(file, orient="records", lines=True, force_ascii=False)
+    else:
+        table.to_parquet(file, index=False)
 
 
 def mount_small_disk(folder: Path, kilobytes: int) -> bool:

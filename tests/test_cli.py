@@ -163,7 +163,8 @@ def test_predict_reads_arguments_lines_and_files(cli: Cli, trained: Path, tmp_pa
     for suffix in (".csv", ".tsv", ".jsonl", ".parquet"):
         write_csv(tmp_path / "in.csv", texts, [1, 2], "review,id")
         said = cli("predict", trained, "--input", "in.csv", "--output", f"out{suffix}", "--text-column", "review")
-        assert (said.code, said.out) == (0, f"Wrote 2 rows to out{suffix}.\n")
+        assert said.code == 0
+        assert re.fullmatch(rf"Wrote 2 rows to out\{suffix} in \d s \(\d+ a second\)\.\n", said.out)
         from lorafit import tables
 
         out = tables.read(Path(f"out{suffix}"))
@@ -232,9 +233,6 @@ def test_a_clash_of_names_and_an_unknown_format_lose_nothing(cli: Cli, trained: 
     )
     assert "unknown format" in refused(cli("predict", trained, "--input", "in.csv", "--output", "out.xlsx"))
     assert "not UTF-8" in refused(cli("predict", trained, stdin=b"caf\xe9"))
-    (tmp_path / "gaps.csv").write_text('text\na film\n""\n')
-    said = refused(cli("predict", trained, "--input", "gaps.csv", "--output", "out.csv"))
-    assert "gaps.csv: 1 of 2 rows have no text (row 2, counted after the header)" in said
     assert "There is no folder" in refused(cli("predict", trained, "--input", "in.csv", "--output", "no/out.csv"))
     assert not list(tmp_path.glob("o*.csv"))
     assert "No text given" in refused(cli("predict", trained, stdin=""))

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lorafit import data, doctor, pipeline, recipe, runs, splits, tables
+from lorafit import data, doctor, pipeline, recipe, runs, splits
 from lorafit.errors import DataError, RunError
 from lorafit.runs import Run
-from tests.conftest import Said, texts_and_labels, write_csv
+from tests.conftest import Said, texts_and_labels, write_csv, write_table
 from tests.test_bundle import reseal
 from tests.test_tasks_end_to_end import topics_and_texts, write
 
@@ -224,7 +224,7 @@ def test_of_several_labels_a_text_the_planted_errors_are_named_too(
     texts, given = topics_and_texts(300)
     data = write(tmp_path, pd.DataFrame({"text": texts[:240], "label": given[:240]}), "jsonl")
     spoiled = [_with_or_without("musical", some) for some in given[240:244]] + given[244:]
-    tables.write(pd.DataFrame({"text": texts[240:], "label": spoiled}), tmp_path / "test.jsonl")
+    write_table(pd.DataFrame({"text": texts[240:], "label": spoiled}), tmp_path / "test.jsonl")
     data |= {"train_size": 180, "validation_size": 60, "test_source": str(tmp_path / "test.jsonl"), "test_size": 60}
     run = pipeline.train(tiny_recipe(data=data, training={"epochs": 5}), tmp_path / "run")
     found = by_about(doctor.examine_run(run))["label errors"]

@@ -6,14 +6,15 @@ import pandas as pd
 import pytest
 
 from lorafit import tables
-from lorafit.errors import DataError, StorageError
+from lorafit.errors import DataError
+from tests.conftest import write_table
 
 
 @pytest.mark.parametrize("suffix", tables.SUFFIXES)
 def test_what_is_written_is_read_again(suffix: str, tmp_path: Path) -> None:
     texts = ['a "quoted", one', "two\nlines", "\ttab", "émoji 🎬 \U00020000", "NA", "null"]
     table = pd.DataFrame({"text": texts, "label": [str(n) for n in range(6)]})
-    tables.write(table, tmp_path / f"table{suffix}")
+    write_table(table, tmp_path / f"table{suffix}")
     back = tables.read(tmp_path / f"table{suffix}")
     assert tables.column(back, "text", "") == texts
     assert tables.column(back, "label", "") == table["label"].tolist()
@@ -39,7 +40,7 @@ def test_a_missing_column_shows_those_there_are(tmp_path: Path) -> None:
         ("digits.jsonl", b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}\n", "line 2"),
         ("list.jsonl", b"[1, 2]\n", "line 1 holds no object"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
-        ("notes.docx", b"", "unknown format; lorafit reads and writes .csv, .tsv, .jsonl, .parquet"),
+        ("notes.docx", b"", "unknown format; lorafit reads .csv, .tsv, .jsonl, .parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(
@@ -54,12 +55,6 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no file"):
         tables.read(tmp_path / "missing.csv")
-
-
-def test_writing_over_a_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(StorageError, match="is a folder"):
-        tables.write(pd.DataFrame({"a": [1]}), tmp_path / "folder.csv")
 
 
 def test_columns_are_found_by_name_and_by_content() -> None:
@@ -77,6 +72,6 @@ def test_lists_are_found_as_labels_and_written_as_json_where_cells_are_text(tmp_
     table = pd.DataFrame({"q": [f"some words {n}" for n in range(10)], "kinds": [["x"], ["x", "ÿ"]] * 5})
     assert tables.guess_columns(table, "") == tables.Columns("q", "kinds")
     for suffix in tables.SUFFIXES:
-        tables.write(table, tmp_path / f"table{suffix}")
+        write_table(table, tmp_path / f"table{suffix}")
         back = tables.column(tables.read(tmp_path / f"table{suffix}"), "kinds", "")
         assert back[1] == (["x", "ÿ"] if suffix in (".jsonl", ".parquet") else '["x", "ÿ"]')

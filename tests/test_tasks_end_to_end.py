@@ -15,12 +15,12 @@ import torch
 
 from lorafit import (
     Classifier,
+    bulk,
     checks,
     encoders,
     export,
     manifest,
     pipeline,
-    predict,
     predictions,
     proof,
     recipe,
@@ -33,7 +33,7 @@ from lorafit import (
 from lorafit.data import Text
 from lorafit.errors import BundleError, DataError, RecipeError
 from lorafit.runs import Run
-from tests.conftest import BAD, FILLER, GOOD, Said, texts_and_labels
+from tests.conftest import BAD, FILLER, GOOD, Said, texts_and_labels, write_table
 from tests.test_bundle import reseal
 
 pytestmark = [pytest.mark.usefixtures("proved_in_this_process"), pytest.mark.filterwarnings("ignore:After epoch")]
@@ -81,7 +81,7 @@ def pairs_and_labels(count: int) -> tuple[list[tuple[str, str]], list[str]]:
 
 def write(folder: Path, table: pd.DataFrame, kind: str = "csv") -> dict[str, Any]:
     """Write a table and return the part of a recipe that names it."""
-    tables.write(table, folder / f"data.{kind}")
+    write_table(table, folder / f"data.{kind}")
     return {"source": str(folder / f"data.{kind}")}
 
 
@@ -166,7 +166,7 @@ def test_a_hundred_and_fifty_classes(tiny_recipe: Callable[..., Any], tmp_path: 
     table = {"source": Path(data["source"]), "target": tmp_path / "scored.jsonl"}
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.PerformanceWarning)  # of a table that grows column by column
-        predict.predict_file(lambda: Classifier.load(run.path), **table)
+        bulk.score(lambda: Classifier.load(run.path), **table)
     assert tables.read(table["target"]).columns.tolist()[:3] == ["text", "label", "predicted_label"]
     said = cli("predict", run.path, texts[0])
     assert "most probable" in said.out
@@ -225,7 +225,7 @@ def test_several_labels_a_text(
 
     for kind in ("csv", "jsonl"):
         target = tmp_path / f"scored.{kind}"
-        predict.predict_file(lambda: Classifier.load(run.path), Path(data["source"]), target)
+        bulk.score(lambda: Classifier.load(run.path), Path(data["source"]), target)
         written = tables.column(tables.read(target), "predicted_labels", "")[:8]
         lists = [json.loads(cell) for cell in written] if kind == "csv" else written
         assert lists == [answer["labels"] for answer in answers]
@@ -320,7 +320,7 @@ def test_what_stands_in_two_official_splits_is_warned_of_even_when_quiet_and_the
     files = {}
     for name, rows in {"source": (0, 120), "validation_source": (118, 160), "test_source": (159, 200)}.items():
         table = pd.DataFrame({"text": texts[slice(*rows)], "label": labels[slice(*rows)]})
-        tables.write(table, tmp_path / f"{name}.csv")
+        write_table(table, tmp_path / f"{name}.csv")
         files[name] = str(tmp_path / f"{name}.csv")
     sizes = {f"{split}_size": 1.0 for split in ("train", "validation", "test")}
     made = tiny_recipe(data=files | sizes, training={"epochs": 1})
@@ -379,7 +379,7 @@ def test_an_adapter_for_single_texts_refuses_pairs(trained: Path, tmp_path: Path
         Classifier.load(trained).predict([("one", "two")])
     write(tmp_path, pd.DataFrame({"a": ["one"], "b": ["two"]}))
     with pytest.raises(DataError, match="this adapter reads single texts"):
-        predict.predict_file(
+        bulk.score(
             lambda: Classifier.load(trained),
             tmp_path / "data.csv",
             tmp_path / "out.csv",

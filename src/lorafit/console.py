@@ -3,6 +3,7 @@
 Results (tables, predictions, recipes) go to standard output and are the command line's to print.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +17,19 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from lorafit.errors import LorafitWarning
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _outer_bar: Progress | None = None  # a terminal has room for one live display
+_counts_rows = False
+SECONDS_BETWEEN_SENTENCES = 60
 
 
 def silence() -> None:
@@ -43,16 +48,19 @@ def complain(kind: str, sentence: str, style: str) -> None:
 
 
 @contextmanager
-def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar with an estimate of the time left; yields ``advance(n)``.
+def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar with an estimate of the time left, where the total is known; yields ``advance(n)``.
 
-    A bar within a bar (validation within training) is a second line. Nothing is drawn when silenced or when standard
-    error is not a terminal.
+    A bar within a bar (validation within training) is a second line; within a `row_bar` it is not drawn. Nothing is
+    drawn when silenced or when standard error is not a terminal.
 
     >>> with bar("tokenizing", total=2) as advance:
     ...     advance(2)
     """
     global _outer_bar
+    if _counts_rows:
+        yield lambda _: None
+        return
     if _outer_bar is not None:
         task = _outer_bar.add_task(description, total=total)
         inner = _outer_bar
@@ -69,6 +77,68 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def row_bar(total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show how many rows of a file are done, how many a second, and the time left; yields ``advance(n)``.
+
+    Where standard error is not a terminal, such as in a log, it is a sentence a minute.
+
+    >>> with row_bar(total=1_000_000) as advance:
+    ...     advance(8192)
+    """
+    global _counts_rows
+    sentences = _Sentences(total, done)
+    with _bars(MofNCompleteColumn(), _RateColumn()) as progress:
+        task = progress.add_task("Rows", total=total, completed=done)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            sentences.advance(count)
+
+        _counts_rows = True
+        try:
+            yield advance
+        finally:
+            _counts_rows = False
+
+
+class _RateColumn(ProgressColumn):
+    """Rows a second, of the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} a second")
+
+
+class _Sentences:
+    """Progress for a log."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self._total, self._done, self._before = total, done, done
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if _stderr.is_terminal or now - self._last < SECONDS_BETWEEN_SENTENCES:
+            return
+        self._last = now
+        rate = (self._done - self._before) / (now - self._start)
+        left = duration((self._total - self._done) / max(rate, 1e-9))
+        say(f"{self._done:,} of {self._total:,} rows, {rate:,.0f} a second, {left} left.")
+
+
+def duration(seconds: float) -> str:
+    """Return a time to wait in words.
+
+    >>> duration(6180)
+    '1.7 h'
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+@contextmanager
 def byte_bar(description: str) -> Iterator[Callable[[float, float | None], None]]:
     """Show a progress bar for a download; yields ``report(bytes_so_far, bytes_in_all)``."""
     with _bars(DownloadColumn()) as progress:
@@ -76,8 +146,8 @@ def byte_bar(description: str) -> Iterator[Callable[[float, float | None], None]
         yield lambda so_far, in_all: progress.update(task, completed=so_far, total=in_all)
 
 
-def _bars(count: ProgressColumn) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn())
+def _bars(*count: ProgressColumn) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeElapsedColumn())
     hidden = _stderr.quiet or not _stderr.is_terminal
     return Progress(
         *columns, TextColumn("left"), TimeRemainingColumn(), console=_stderr, transient=True, disable=hidden

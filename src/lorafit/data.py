@@ -147,6 +147,21 @@ def strip_tags(text: str) -> str:
     return TAG.sub(" ", text)
 
 
+def fault(cell: object, *, strips_tags: bool = False) -> str:
+    """Return why something is no text that can be classified, to go behind its name; "" where it is one.
+
+    >>> fault(" ")
+    'is empty; there is nothing to classify'
+    """
+    if not isinstance(cell, str):
+        return "is missing" if cell is None else f"is of type {type(cell).__name__}, not a text"
+    if not (strip_tags(cell) if strips_tags else cell).strip():
+        return "is empty; there is nothing to classify"
+    if not cell.isascii() and tables.HALF_CHARACTER.search(cell):
+        return "holds half a character, a lone surrogate; it is damaged"
+    return ""
+
+
 def parts(text: Text) -> tuple[str, ...]:
     """Return the strings that a text is made of: one, or the two of a pair."""
     return (text,) if isinstance(text, str) else text

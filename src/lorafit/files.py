@@ -63,9 +63,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(unfinished)
-            _flush(unfinished)
+            flush(unfinished)
             unfinished.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -89,11 +89,11 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             unfinished.mkdir(parents=True)
             yield unfinished
             for written in (*unfinished.rglob("*"), unfinished):
-                _flush(written)
+                flush(written)
             if replace and folder.exists():
                 folder.rename(aside)
             unfinished.rename(folder)
-            _flush(folder.parent)
+            flush(folder.parent)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
@@ -117,7 +117,7 @@ def _neighbour(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex[:12]}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until the disk holds a file, or the names in a folder."""
     if path.is_dir() and os.name == "nt":  # where a folder can't be opened
         return

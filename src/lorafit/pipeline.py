@@ -32,7 +32,7 @@ from lorafit import (
 )
 from lorafit import recipe as recipes
 from lorafit.calibration import Calibration
-from lorafit.console import complain, say
+from lorafit.console import complain, duration, say
 from lorafit.errors import LorafitWarning, RecipeError, RunError, printable
 from lorafit.manifest import Manifest, Texts, Trained, Validation
 from lorafit.prepared import Prepared
@@ -286,7 +286,7 @@ def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _S
     say(f"Labels: {', '.join(found.labels)}{'; a text may have several' if found.task == 'multi_label' else ''}")
     say(
         f"Training: {planned.tokens:,} tokens in {planned.steps:,} steps, {recipe.training.epochs} epochs; "
-        f"about {_duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
+        f"about {duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
     )
     return _Setup(model, tokenizer, files, found, where, planned)
 
@@ -378,7 +378,7 @@ def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
         adapter_bytes=(run.adapter / checks.WEIGHTS).stat().st_size,
     )
     say(
-        f"Trained in {_duration(run.seconds)}: validation accuracy {outcome.best['accuracy']:.4f} in the best epoch, "
+        f"Trained in {duration(run.seconds)}: validation accuracy {outcome.best['accuracy']:.4f} in the best epoch, "
         f"number {outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within "
         f"{proved.gap:.1g}."
     )
@@ -423,10 +423,3 @@ def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: 
             packages=runtime.describe_machine()["packages"],
         ),
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

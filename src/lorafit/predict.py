@@ -6,21 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from lorafit import adapter, backends, bundle, encoders, exported, runtime, tables, tasks
+from lorafit import adapter, backends, bundle, encoders, exported, runtime, tasks
 from lorafit.backends import Batch, Engine
 from lorafit.bundle import Loaded, Reader
 from lorafit.console import bar
-from lorafit.data import Text, parts, strip_tags
+from lorafit.data import Text, fault, parts
 from lorafit.errors import BundleError, DataError
 from lorafit.exported import Form
 from lorafit.manifest import LongText, Manifest, Task
 from lorafit.runtime import Runtime
-from lorafit.tables import name_rows
 from lorafit.tokens import Tokens, pad
 
 TOKENS_PER_BATCH = 4096  # a batch of 8 texts at 512 tokens, of 128 at 32
@@ -192,6 +190,11 @@ class Classifier:
         return self._reader.manifest.text_pair
 
     @property
+    def strips_tags(self) -> bool:
+        """Whether tags such as <br /> are taken out of texts before they are read."""
+        return self._reader.manifest.html == "strip"
+
+    @property
     def thresholds(self) -> list[float] | None:
         """A probability for each label from which it is given; None: none were fitted."""
         return self._reader.manifest.thresholds
@@ -301,70 +304,6 @@ def lorafits_own(model: torch.nn.Module, fresh: list[str], where: Runtime, long_
     return backends.of_torch(model.to(where.device).eval(), where, long_text)
 
 
-def predict_file(
-    load: Callable[[], Classifier],
-    source: Path,
-    target: Path,
-    *,
-    text_column: str = "text",
-    pair_column: str = "",
-    base: bool = False,
-) -> int:
-    """Write the table in `source` to `target` with `predicted_label` and one `<label>_prob` a label added.
-
-    Where a text may have several labels, `predicted_labels` is added in place of `predicted_label`: a list, which CSV
-    and TSV have as JSON.
-
-    Args:
-        load: gives the classifier; it is called once the table has been looked at.
-        source: CSV, TSV, JSONL or Parquet.
-        target: the same formats, by its ending.
-        text_column: the column with the texts.
-        pair_column: the column with each text's second one, for an adapter that reads pairs.
-        base: ask the encoder with its untrained head.
-
-    Returns:
-        The number of rows.
-
-    Raises:
-        DataError: no such column, rows without a text, pairs that the adapter does not read, single texts where it
-            reads pairs, or a column of a name that the answers need.
-        StorageError: the target can't be written.
-
-    >>> load = lambda: Classifier.load("runs/demo")
-    >>> predict_file(load, Path("reviews.csv"), Path("scored.csv"), text_column="review")
-    """
-    tables.refuse_target(target)
-    table = tables.read(source)
-    texts = _texts_of(table, [text_column, pair_column] if pair_column else [text_column], str(source))
-    classifier = load()
-    if classifier.text_pair != bool(pair_column):
-        reads = "pairs: name the second text's column too, with --pair-column" if not pair_column else "single texts"
-        raise DataError(f"{source}: this adapter reads {reads}.")
-    given = "labels" if classifier.task == "multi_label" else "label"
-    added = [f"predicted_{given}", *(f"{label}_prob" for label in classifier.labels)]
-    added += ["different_base"] if classifier.different_base else []
-    clash = [name for name in added if name in table.columns]
-    if clash:
-        raise DataError(
-            f"{source} has a column {clash[0]!r} already, which the answers would replace. Rename it first."
-        )
-    answers = pd.DataFrame(classifier.predict(texts, base=base), table.index).rename(columns={given: added[0]})
-    tables.write(pd.concat([table, answers[added]], axis=1), target)
-    return len(table)
-
-
-def _texts_of(table: pd.DataFrame, columns: list[str], place: str) -> list[Text]:
-    """Return the texts of one column, or the pairs of two."""
-    rows = list(zip(*(tables.column(table, name, place) for name in columns), strict=True))
-    unusable = [
-        row for row, cells in enumerate(rows) if not all(isinstance(cell, str) and cell.strip() for cell in cells)
-    ]
-    if unusable:
-        raise DataError(f"{place}: {len(unusable)} of {len(rows)} rows have no text ({name_rows(unusable)}).")
-    return [cells if len(cells) == 2 else cells[0] for cells in rows]
-
-
 def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
     """Cut rows sorted by falling length into batches of at most `TOKENS_PER_BATCH` tokens, padding included."""
     start = 0
@@ -384,9 +323,6 @@ def _refuse_non_texts(texts: Sequence[Text], made: Manifest, before: int = 0) ->
             )
         if not pairs and isinstance(text, tuple):
             raise DataError(f"Text {number} is a pair; this adapter reads single texts.")
-        if not pairs and not isinstance(text, str):
-            raise DataError(f"Text {number} is of type {kind}, not a text.")
-        if not all((strip_tags(part) if made.html == "strip" else part).strip() for part in parts(text)):
-            raise DataError(f"Text {number} is empty; there is nothing to classify.")
-        if any(map(tables.HALF_CHARACTER.search, parts(text))):
-            raise DataError(f"Text {number} holds half a character, a lone surrogate; it is damaged.")
+        found = (fault(part, strips_tags=made.html == "strip") for part in (text if pairs else (text,)))
+        if reason := next(filter(None, found), ""):
+            raise DataError(f"Text {number} {reason}.")

@@ -1,11 +1,10 @@
-"""CSV, TSV, JSONL and Parquet: read into columns of plain values, and written again.
+"""CSV, TSV, JSONL and Parquet: read into columns of plain values.
 
 A CSV cell is text and nothing else: "NA" and "null" are words, an empty cell is an empty text. JSONL and Parquet
 keep their own types, so a missing value there is None.
 """
 
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable
@@ -15,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from lorafit.errors import DataError, StorageError, nearest
-from lorafit.files import write_atomically
+from lorafit.errors import DataError, nearest
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MOST_LABELS = 150
@@ -53,7 +50,7 @@ def read(file: Path) -> pd.DataFrame:
     try:
         table = _READERS[suffix](file)
     except UnicodeDecodeError:
-        raise _not_utf8(file) from None
+        raise not_utf8(file, _bad_byte(file)) from None
     except PermissionError:
         raise DataError(f"{file} can't be read: permission denied.") from None
     except pd.errors.EmptyDataError:
@@ -88,35 +85,6 @@ def name_rows(rows: list[int]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {named}{more}, counted after the header"
 
 
-def refuse_target(file: Path) -> None:
-    """Refuse a file that `write` could not write, before any work.
-
-    Raises:
-        DataError: an unknown format.
-        StorageError: a folder of that name, or no folder to write it into.
-    """
-    _suffix(file)
-    if file.is_dir():
-        raise StorageError(f"{file} is a folder; name a file.")
-    if not os.access(file.absolute().parent, os.W_OK):
-        raise StorageError(f"There is no folder {file.absolute().parent} that can be written.")
-
-
-def write(table: pd.DataFrame, file: Path) -> None:
-    """Write a table to a data file, whole or not at all; a list in a cell of CSV or TSV is written as JSON.
-
-    Raises:
-        DataError: an unknown format.
-        StorageError: a disk that is full or not writable.
-    """
-    refuse_target(file)
-    write_table = _WRITERS[_suffix(file)]
-    try:
-        write_atomically(file, lambda path: write_table(table, path))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{file}: {str(error).splitlines()[0]} A CSV or JSONL file can hold such columns.") from error
-
-
 def guess_columns(table: pd.DataFrame, place: str) -> Columns:
     """Find the columns with texts and labels: by their usual names first, then by what they hold.
 
@@ -148,22 +116,26 @@ def is_number(value: Any) -> bool:
     return True
 
 
-def _not_utf8(file: Path) -> DataError:
+def not_utf8(file: Path, place: str) -> DataError:
+    """Return the refusal of a file that is not UTF-8, with a way to convert it."""
+    example = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
+    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {example}")
+
+
+def _bad_byte(file: Path) -> str:
     """Name the byte by its place in the file: a reader's own error counts from the start of a chunk."""
     content = file.read_bytes()
     try:
         content.decode()
-        place = "in one of its cells"
     except UnicodeDecodeError as error:
-        place = f"byte {error.start}: 0x{content[error.start]:02x}"
-    example = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
-    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {example}")
+        return f"byte {error.start}: 0x{content[error.start]:02x}"
+    return "in one of its cells"
 
 
 def _suffix(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{file} has an unknown format; lorafit reads and writes {', '.join(SUFFIXES)}.")
+        raise DataError(f"{file} has an unknown format; lorafit reads {', '.join(SUFFIXES)}.")
     return suffix
 
 
@@ -202,20 +174,6 @@ _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".jsonl": _read_jsonl,
     ".parquet": pd.read_parquet,
 }
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
-    ".csv": lambda table, path: _without_lists(table).to_csv(path, index=False),
-    ".tsv": lambda table, path: _without_lists(table).to_csv(path, index=False, sep="\t"),
-    ".jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
-    ".parquet": lambda table, path: table.to_parquet(path, index=False),
-}
-
-
-def _without_lists(table: pd.DataFrame) -> pd.DataFrame:
-    return table.map(lambda cell: _as_json(cell) if isinstance(cell, list | np.ndarray) else cell)
-
-
-def _as_json(cell: Any) -> str:
-    return json.dumps(cell if isinstance(cell, list) else cell.tolist(), ensure_ascii=False)
 
 
 def _best(names: list[str], usual: tuple[str, ...], key: Callable[[str], float]) -> str:

@@ -1,6 +1,7 @@
 """Results as text on standard output: an evaluation, seeds, a comparison, findings, an explanation."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from lorafit.bulk import Scored
     from lorafit.bundle import Contents
     from lorafit.doctor import Findings
     from lorafit.explain import Explanation
@@ -166,6 +168,17 @@ def print_predictions(answers: list[dict[str, Any]]) -> None:
         shown = [f"{p:.3f}" for p in probabilities.values()] if few else [_listed(probabilities, most)]
         rows.add_row(given, *shown, *(answer[key] for key in texts))
     _stdout().print(rows)
+
+
+def print_scored(scored: "Scored", target: Path) -> None:
+    """Print what became of a file."""
+    from lorafit.bulk import rejected_file
+    from lorafit.console import duration
+
+    facts = [f"{scored.rows_per_second:,.0f} a second"]
+    facts += [f"{scored.repeated:,} repeated texts scored once"] if scored.repeated else []
+    rest = f"; {scored.rejected:,} rows are in {rejected_file(target)}" if scored.rejected else ""
+    typer.echo(f"Wrote {scored.rows:,} rows to {target} in {duration(scored.seconds)} ({'; '.join(facts)}){rest}.")
 
 
 def print_contents(contents: "Contents") -> None:

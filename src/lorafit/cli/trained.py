@@ -9,7 +9,7 @@ import typer
 
 from lorafit import console
 from lorafit.cli.shell import BundleFolder, DifferentBase, Encoder, Overwrite, PairColumn, Quiet, TextColumn, app
-from lorafit.cli.terminal import print_contents, print_explanation, print_export, print_predictions
+from lorafit.cli.terminal import print_contents, print_explanation, print_export, print_predictions, print_scored
 from lorafit.errors import DataError
 
 
@@ -33,6 +33,11 @@ def predict(
     ] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", metavar="NAME", help="Put this before the name of each added column.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a file with rows that have no usable text.")] = False,
+    overwrite: Overwrite = False,
     encoder: Encoder = None,
     allow_different_base: DifferentBase = False,
     backend: Annotated[
@@ -41,8 +46,12 @@ def predict(
     ] = None,
     _: Quiet = False,
 ) -> None:
-    """Ask a trained adapter about texts."""
-    from lorafit.predict import Classifier, predict_file
+    """Ask a trained adapter about texts.
+
+    With --input about a file of any size: CSV, TSV, JSONL (also .gz, .bz2, .xz, .zst) or Parquet. Rows without a usable
+    text go to OUTPUT.rejected.jsonl. The same command again goes on where one was interrupted.
+    """
+    from lorafit.predict import Classifier
 
     def load() -> Classifier:
         loaded = Classifier.load(bundle, encoder=encoder, allow_different_base=allow_different_base, backend=backend)
@@ -52,13 +61,23 @@ def predict(
     if input_file is not None:
         if texts or output_file is None:
             raise DataError("--input needs --output, and no texts beside it.")
-        rows = predict_file(
-            load, input_file, output_file, text_column=text_column or "text", pair_column=pair_column or "", base=base
+        from lorafit import bulk
+
+        found = bulk.score(
+            load,
+            input_file,
+            output_file,
+            text_column=text_column or "text",
+            pair_column=pair_column or "",
+            base=base,
+            prefix=prefix or "",
+            strict=strict,
+            overwrite=overwrite,
         )
-        typer.echo(f"Wrote {rows:,} rows to {output_file}.")
+        print_scored(found, output_file)
         return
-    if output_file is not None or text_column is not None or pair_column is not None:
-        raise DataError("--output, --text-column and --pair-column go with --input.")
+    if any((output_file, text_column, pair_column, prefix, strict, overwrite)):
+        raise DataError("--output, --text-column, --pair-column, --prefix, --strict and --overwrite go with --input.")
     asked = texts or _lines_of_standard_input()
     classifier = load()
     if classifier.text_pair:

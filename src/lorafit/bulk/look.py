@@ -1,0 +1,118 @@
+"""The first look through a whole input, before anything is loaded: what is wrong with it is said at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from lorafit import console
+from lorafit.data import fault
+from lorafit.errors import DataError, nearest
+from lorafit.streams import Form, Part, Source, sinks
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which rows are answered: those with a text in each of `columns`, all of which `form`, the output's, can hold.
+
+    `rejected` is named where a row that is not makes the file refused (`strict`).
+    """
+
+    columns: list[str]
+    form: Form
+    rejected: Path
+    strict: bool = False
+    strips_tags: bool = False
+
+    def reasons(self, part: Part) -> list[str]:
+        """Return why each row is not answered, "" where it is."""
+        reasons = part.faults()
+        for name in self.columns:
+            faults = [fault(cell, strips_tags=self.strips_tags) for cell in part.column(name)]
+            reasons = [reason or (why and f"its {name!r} {why}") for reason, why in zip(reasons, faults, strict=True)]
+        if self.form.kind != ".jsonl":
+            halves = part.half_characters()
+            said = f"it holds half a character, a lone surrogate, which {self.form} can't"
+            reasons = [reason or (said if half else "") for reason, half in zip(reasons, halves, strict=True)]
+        return reasons
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found: the number of rows, and columns and types of those that are answered."""
+
+    rows: int
+    columns: list[str]
+    schema: pa.Schema
+
+
+def look_at(table: Source, rule: Rule) -> Look:
+    """Read the whole input once, of Parquet the texts alone.
+
+    Raises:
+        DataError: a missing column, a file that can't be read or that the output can't hold, no row that is answered;
+            where the rule is strict, the first that is not.
+    """
+    if table.columns:
+        _refuse_missing(rule.columns, table.columns, table.file)
+    _refuse_bytes(table, rule.form)
+    columns, schema = dict.fromkeys(table.columns), table.schema
+    rows, first_unusable = 0, ""
+    usable = 0
+    with console.bar("Looking at the input", total=table.rows) as advance:
+        for part in table.parts(rule.columns):
+            reasons = rule.reasons(part)
+            first_unusable = first_unusable or _first(part, reasons)
+            if first_unusable and rule.strict:
+                raise DataError(f"{table.file}, {first_unusable}. Without --strict such rows go to {rule.rejected}.")
+            if not table.columns:
+                columns |= dict.fromkeys(name for cells in part.objects() for name in cells)
+                schema = _joined(schema, part.take(usable_places(reasons)), rule.form, table.file)
+            rows, usable = rows + len(part), usable + reasons.count("")
+            advance(len(part))
+    if not rows:
+        raise DataError(f"{table.file} holds no rows.")
+    _refuse_missing(rule.columns, list(columns), table.file)
+    if not usable:
+        raise nothing_usable(table.file, first_unusable)
+    if rule.form.kind == ".parquet":
+        sinks.refuse_what_parquet_cannot_hold(schema)
+    return Look(rows, list(columns), schema)
+
+
+def usable_places(reasons: list[str]) -> list[int]:
+    """Return the places of the rows that are answered."""
+    return [place for place, reason in enumerate(reasons) if not reason]
+
+
+def nothing_usable(file: Path, first: str) -> DataError:
+    """Return the refusal of a file none of whose rows can be answered."""
+    return DataError(f"{file} has no row that can be answered; {first}.")
+
+
+def _first(part: Part, reasons: list[str]) -> str:
+    return next((f"row {part.first + place + 1}: {reason}" for place, reason in enumerate(reasons) if reason), "")
+
+
+def _joined(schema: pa.Schema, part: Part, form: Form, file: Path) -> pa.Schema:
+    """Return the types that hold what came before and these rows; they are asked for only by Parquet."""
+    if form.kind != ".parquet":
+        return schema
+    try:
+        return pa.unify_schemas([schema, part.schema()], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: {str(error).splitlines()[0]}. A JSONL file can hold such a column.") from None
+
+
+def _refuse_missing(wanted: list[str], columns: list[str], file: Path) -> None:
+    for name in wanted:
+        if name not in columns:
+            there = f"its columns are {', '.join(columns)}" if columns else "its rows have none"
+            raise DataError(f"{file} has no column {name!r}; {there}.{nearest(name, columns)}")
+
+
+def _refuse_bytes(table: Source, form: Form) -> None:
+    if form.kind != ".parquet":
+        for field in table.schema:
+            if sinks.holds_bytes(field.type):
+                raise DataError(f"{table.file}: column {field.name!r} holds bytes, which {form} can't. Write Parquet.")
