@@ -42,6 +42,7 @@ bench-full: .venv/.dev  ## measure everything published into results/, beside ev
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/exports.py
+	$(BIN)/python benchmarks/bulk.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 

@@ -217,6 +217,33 @@ def exports() -> list[str]:
     return rows
 
 
+def bulk() -> list[str]:
+    """Return bulk prediction beside its engines, and its memory."""
+    measured = _results("bulk")
+    rows = [
+        "| texts a second | bulk | its engine alone | share | OpenVINO's own, the same batches | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for texts, found in measured["rates"].items():
+        for rate in found:
+            own = rate.get("runtime_texts_per_second")
+            rows.append(
+                f"| {rate['texts']:,} {texts}, {rate['mean_tokens']:.0f} tokens, {rate['backend']} "
+                f"| {rate['bulk_texts_per_second']:,.0f} | {rate['engine_texts_per_second']:,.0f} "
+                f"| **{rate['bulk_share_of_engine']:.2f}** | "
+                + (f"{own:,.0f} | **{rate['bulk_share_of_runtime']:.2f}** |" if own else " | |")
+            )
+    few, many = measured["memory"]
+    more = many["peak_memory_bytes"] / few["peak_memory_bytes"] - 1
+    rows += [
+        "",
+        f"Peak memory: {few['peak_memory_bytes'] / 1e6:,.0f} MB with {few['rows']:,} short texts, "
+        f"{many['peak_memory_bytes'] / 1e6:,.0f} MB ({more:+.1%}) with {many['rows']:,}, which took "
+        f"{many['seconds'] / 60:.1f} min, start included.",
+    ]
+    return rows
+
+
 BLOCKS = {
     "demo": demo,
     "speed": speed,
@@ -224,8 +251,9 @@ BLOCKS = {
     "long-texts": long_texts,
     "handover": handover,
     "exports": exports,
+    "bulk": bulk,
 }
-PAGES = ("README.md", "docs/quality.md")
+PAGES = ("README.md", "docs/quality.md", "docs/bulk.md")
 
 
 def _quality_rows(part: str) -> list[dict[str, Any]]:

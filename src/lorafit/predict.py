@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from lorafit import adapter, backends, bundle, encoders, exported, runtime, tasks
-from lorafit.backends import Batch, Engine
+from lorafit.backends import Engine
 from lorafit.bundle import Loaded, Reader
 from lorafit.console import bar
 from lorafit.data import Text, fault, parts
@@ -58,20 +58,15 @@ def answers(
     engine: Engine, tokens: Tokens, pad_id: int, doing: str = "Predicting", on_batch: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """Return what `logits` does, of any engine."""
-    order = np.argsort(-tokens.lengths, kind="stable")
+    rows = list(batches(tokens.lengths))
     given: list[np.ndarray] = []
-
-    def padded() -> Iterator[Batch]:
-        for rows in _batches(order, tokens.lengths):
-            yield pad(tokens, rows, pad_id)
-
-    with bar(doing, total=len(order)) as advance:
-        for some in engine(padded()):
+    with bar(doing, total=len(tokens)) as advance:
+        for some in engine(pad(tokens, texts, pad_id) for texts in rows):
             given.append(some)
             advance(len(some))
             on_batch()
-    result = np.empty((len(order), given[0].shape[1]), dtype=np.float32)
-    result[order] = np.concatenate(given)
+    result = np.empty((len(tokens), given[0].shape[1]), dtype=np.float32)
+    result[np.concatenate(rows)] = np.concatenate(given)
     return result
 
 
@@ -304,8 +299,12 @@ def lorafits_own(model: torch.nn.Module, fresh: list[str], where: Runtime, long_
     return backends.of_torch(model.to(where.device).eval(), where, long_text)
 
 
-def _batches(order: np.ndarray, lengths: np.ndarray) -> Iterable[list[int]]:
-    """Cut rows sorted by falling length into batches of at most `TOKENS_PER_BATCH` tokens, padding included."""
+def batches(lengths: np.ndarray) -> Iterator[list[int]]:
+    """Yield the rows of each batch, by falling length, so that what needs most memory comes first and little is padded.
+
+    A batch has at most `TOKENS_PER_BATCH` tokens, padding included, or one text.
+    """
+    order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
         size = max(1, TOKENS_PER_BATCH // int(lengths[order[start]]))
