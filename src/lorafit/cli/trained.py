@@ -51,11 +51,13 @@ def predict(
     With --input about a file of any size: CSV, TSV, JSONL (also .gz, .bz2, .xz, .zst) or Parquet. Rows without a usable
     text go to OUTPUT.rejected.jsonl. The same command again goes on where one was interrupted.
     """
+    from lorafit.exported import FORMS
     from lorafit.predict import Classifier
 
     def load() -> Classifier:
         loaded = Classifier.load(bundle, encoder=encoder, allow_different_base=allow_different_base, backend=backend)
-        console.say(f"Runs on {loaded.backend}.")
+        if loaded.backend in FORMS:
+            console.say(f"Runs on {loaded.backend}.")
         return loaded
 
     if input_file is not None:
