@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -539,7 +540,7 @@ def test_a_million_rows_take_no_more_memory_than_ten_thousand(kind: str, trained
         file = tmp_path / f"{count}{kind}"
         table = pa.table({"id": range(count), "text": [f"a good film {number}" for number in range(count)]})
         if kind == ".csv":
-            pa.csv.write_csv(table, file)
+            arrow_csv.write_csv(table, file)
         else:
             pq.write_table(table, file, row_group_size=count)
         command = [sys.executable, "-c", _PEAK, trained, file, tmp_path / f"out-{count}{kind}"]

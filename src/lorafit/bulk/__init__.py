@@ -98,7 +98,7 @@ def score(
     table = streams.opened(source)
     before = _state(source)
     rule = Rule(columns, streams.form_of(target), rejected_file(target), strict)
-    with ledger.held(target, rejected_file(target)) as book:
+    with streams.in_flat_memory(), ledger.held(target, rejected_file(target)) as book:
         look = look_at(table, rule)
         classifier = load()
         if classifier.strips_tags:

@@ -4,6 +4,8 @@ Nothing is made of a row but what its format says: a CSV cell is text, a JSON li
 Parquet column its type. What the other format can't hold is refused, never bent in silence.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +26,7 @@ __all__ = [
     "TextPart",
     "TextSink",
     "form_of",
+    "in_flat_memory",
     "opened",
     "sink",
 ]
@@ -42,6 +45,17 @@ def opened(file: Path) -> Source:
     if not file.is_file():
         raise DataError(f"There is no file {file}.")
     return ParquetSource(file) if form.kind == ".parquet" else TextSource(file, form)
+
+
+@contextmanager
+def in_flat_memory() -> Iterator[None]:
+    """Let Arrow take memory from the system: its own allocator keeps a little more of it with every part."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def sink(form: Form, columns: list[str], schema: pa.Schema, codec: str = "snappy") -> Sink:

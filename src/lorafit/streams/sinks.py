@@ -14,7 +14,8 @@ from lorafit.streams.form import Form
 from lorafit.streams.rows import Part, as_json, unfit
 from lorafit.streams.sources import SEPARATORS
 
-BYTES_A_ROW_GROUP = 64_000_000  # in memory
+ROWS_A_ROW_GROUP = 65_536
+BYTES_A_ROW_GROUP = 32_000_000  # in memory
 
 
 class TextSink:
@@ -123,10 +124,11 @@ def _tables(file: pa.OSFile) -> Iterator[pa.Table]:
 
 
 def _groups(first: pa.Table, others: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield row groups of about `BYTES_A_ROW_GROUP`."""
+    """Yield row groups of about `ROWS_A_ROW_GROUP`, fewer where they are large."""
     waiting = [first]
     for table in others:
-        if sum(one.nbytes for one in waiting) >= BYTES_A_ROW_GROUP:
+        rows, size = (sum(sizes) for sizes in zip(*((one.num_rows, one.nbytes) for one in waiting), strict=True))
+        if rows >= ROWS_A_ROW_GROUP or size >= BYTES_A_ROW_GROUP:
             yield pa.concat_tables(waiting)
             waiting = []
         waiting.append(table)
