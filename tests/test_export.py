@@ -311,7 +311,10 @@ def test_every_family_can_be_exported_and_batch_and_length_stay_dynamic(family: 
     texts = [chance.integers(5, 200, size=length).astype(np.int32) for length in (7, 30, 90, 2, 1, 64)]
     tokens = Tokens(np.concatenate(texts), np.cumsum([0, *map(len, texts)]), 0)
     expected = predict.plain_logits(model, tokens, 1)
-    assert convert.convert(model, form, tmp_path, tokens, 1) == ["input_ids", "attention_mask"]
+    assert convert.convert(model, form, tmp_path, convert.Samples(tokens, tokens, 1), []) == [
+        "input_ids",
+        "attention_mask",
+    ]
     engine = backends.of_export(form, tmp_path, 1, "head")
     batches = [[0], [1, 4], [2, 3, 5], [2], [3, 0, 1, 4]]
     found = engine(pad(tokens, rows, 1) for rows in batches)

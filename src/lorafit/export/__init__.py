@@ -67,7 +67,7 @@ def export(
     with new_folder(target, replace=True) as unfinished:
         say(f"Converting to {wanted} ...")
         model = loaded.model.merge_and_unload()
-        inputs = convert.convert(model, wanted, unfinished, held_out.calibration, loaded.tokenizer.pad_token_id)
+        inputs = convert.convert(model, wanted, unfinished, held_out.samples, [*loaded.fresh, "pooler"])
         size_bytes = convert.bytes_of(unfinished)
         loaded.tokenizer.model_max_length = loaded.manifest.max_tokens
         loaded.tokenizer.save_pretrained(unfinished)

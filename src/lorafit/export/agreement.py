@@ -15,6 +15,7 @@ from lorafit.backends import Engine
 from lorafit.bundle import Loaded
 from lorafit.data import Text
 from lorafit.errors import BundleError, DataError, HubError, LorafitWarning, RunError
+from lorafit.export.convert import Samples
 from lorafit.exported import Accuracy, Agreement, Form
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens
@@ -33,12 +34,12 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Texts that were not trained on, with their label ids where those are known; and texts to calibrate on."""
+    """Texts that were not trained on, with their label ids where those are known; and others to convert by."""
 
     tokens: Tokens
     label_ids: np.ndarray | None
     drawn_from: str
-    calibration: Tokens
+    samples: Samples
 
 
 def choose(source: Path, folder: Path, loaded: Loaded) -> HeldOut:
@@ -58,7 +59,7 @@ def choose(source: Path, folder: Path, loaded: Loaded) -> HeldOut:
         tokens=tokens,
         label_ids=None,
         drawn_from=f"{len(texts)} texts of the bundle's proof, which have no labels,",
-        calibration=tokens,
+        samples=Samples(tokens, tokens, loaded.tokenizer.pad_token_id),
     )
 
 
@@ -71,7 +72,11 @@ def _of_run(source: Path, loaded: Loaded) -> HeldOut:
         tokens=loaded.encode_prepared([found.test.texts[row] for row in rows]),
         label_ids=found.test.label_ids[rows],
         drawn_from=f"{len(rows)} of the run's {len(found.test):,} test texts",
-        calibration=loaded.encode_prepared(found.train.texts[:CALIBRATION_TEXTS]),
+        samples=Samples(
+            calibration=loaded.encode_prepared(found.train.texts[:CALIBRATION_TEXTS]),
+            validation=loaded.encode_prepared(found.validation.texts[:CALIBRATION_TEXTS]),
+            pad_id=loaded.tokenizer.pad_token_id,
+        ),
     )
 
 
