@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
+# Test processes, one a core; a test that is left over goes to whoever is done first.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
+
 .PHONY: help demo test check soak bench bench-exports bench-full format clean
 .DEFAULT_GOAL := help
 
@@ -13,14 +16,14 @@ demo: .venv/.demo  ## train, compare and try the bundled encoder on bundled revi
 	$(BIN)/lorafit demo
 
 test: .venv/.dev  ## the fast tests, under six minutes on two cores
-	$(BIN)/pytest -m "not slow and not soak"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not soak"
 
 check: .venv/.dev  ## the whole gate: format, lint, types, import layers, all tests; under twenty minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest $(PARALLEL) -m "not soak"
 
 soak: .venv/.dev  ## the tests with long counts
 	$(BIN)/pytest -m soak

@@ -16,6 +16,7 @@ import torch
 import workload
 
 from lorafit import adapter, data, encoders, predict, runtime
+from lorafit.backends import import_onnxruntime, import_openvino
 from lorafit.tokens import Tokens, pad
 
 BATCH_SIZE = 32
@@ -76,8 +77,8 @@ def torch_padded(dtype: torch.dtype) -> Run:
 
 def openvino(precision: str) -> Run:
     """Run OpenVINO's CPU plugin; int8 is nncf's post-training quantization."""
+    ov = import_openvino()
     import nncf
-    import openvino as ov
 
     model, _ = merged()
     found = workload.reviews()
@@ -94,7 +95,7 @@ def openvino(precision: str) -> Run:
 
 def onnx(precision: str) -> Run:
     """Run onnxruntime; int8 is its dynamic quantization."""
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
     from onnxruntime.quantization import quantize_dynamic
 
     model, _ = merged()

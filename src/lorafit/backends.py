@@ -4,6 +4,7 @@ An engine takes batches as `tokens.pad` makes them and yields the logits of each
 order; it may work on several at a time.
 """
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -70,15 +71,17 @@ def of_export(form: Form, folder: Path, threads: int, long_text: LongText) -> En
 
 
 def import_onnxruntime() -> Any:
-    """Return the module.
+    """Return the module, which sends no telemetry in this process.
 
     Raises:
         LorafitError: it is not installed.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when it starts; its wheels come with telemetry on
     try:
         import onnxruntime
     except ImportError:
         raise _missing("ONNX Runtime") from None
+    onnxruntime.disable_telemetry_events()  # where somebody imported it before us, and on Windows
     return onnxruntime
 
 
@@ -122,12 +125,11 @@ def _openvino(
     if not in_int8:  # left alone, it rounds to bf16 where the processor has that: of int8 that is the lesser rounding
         settings["INFERENCE_PRECISION_HINT"] = "f32"
     compiled = openvino.Core().compile_model(folder / OPENVINO_MODEL, "CPU", settings)
-    requests = [
-        compiled.create_infer_request() for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-    ]
+    at_once = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
 
     def run(batches: Iterable[dict[str, np.ndarray]]) -> Iterator[np.ndarray]:
-        free, working = deque(requests), deque[Any]()
+        # Of this call alone: another thread's, or one that was broken off, must not be mistaken for it.
+        free, working = deque(compiled.create_infer_request() for _ in range(at_once)), deque[Any]()
 
         def finished() -> np.ndarray:
             request = working.popleft()

@@ -4,6 +4,7 @@ Any PEFT user can load it. We read it with care, for it may come from anywhere: 
 links, every file's SHA-256 against the manifest, every tensor's shape before memory is taken.
 """
 
+import hashlib
 import math
 import re
 import shutil
@@ -112,12 +113,14 @@ def folder_of(path: Path | str) -> Path:
 
 def fingerprint(folder: Path) -> str:
     """Return the SHA-256 that tells bundles apart: of the manifest, which holds all others; of a plain PEFT directory
-    that of its weights.
+    that of its configuration's and its weights'.
 
     Raises:
         BundleError: not a bundle, or a damaged one.
     """
-    return sha256_of(folder / (WEIGHTS if checks.check(folder) is None else manifest.FILE))
+    if checks.check(folder) is not None:
+        return sha256_of(folder / manifest.FILE)
+    return hashlib.sha256("".join(sha256_of(folder / name) for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
 
 
 def identity(files: Files) -> Base:

@@ -75,6 +75,8 @@ def check(folder: Path) -> Manifest | None:
 
 
 def _check(folder: Path) -> Manifest | None:
+    if (folder / manifest.EXPORT_FILE).is_file():
+        raise BundleError(f"{folder} is an export, which holds no adapter: name the bundle that it was made of.")
     names = plain_files(folder)
     sealed = manifest.FILE in names
     for needed in (CONFIG, WEIGHTS):

@@ -10,8 +10,11 @@ from lorafit.errors import BundleError
 from lorafit.files import sha256_of
 from lorafit.manifest import Manifest, Part, PlainFileName, Sha256, Shown
 
-FILE = "lorafit_export.json"
+FILE = manifest.EXPORT_FILE
+CARD = "README.md"
 FORMAT_VERSION = 1
+_SAFE = {".json", ".safetensors", ".onnx", ".xml", ".txt", ".model", ".jinja"}
+_WEIGHTS = "openvino_model.bin"  # plain numbers; every other .bin may be a pickle
 
 Form = Literal["merged", "onnx", "onnx-int8", "openvino", "openvino-int8"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -44,7 +47,7 @@ class Agreement(Part):
     texts_per_second: float
     """The export's rate, tokenizing left out."""
     lorafit_texts_per_second: float
-    """The rate of lorafit's own engine on the same texts just before."""
+    """The rate of lorafit's own engine on the same texts just after."""
     lorafit_precision: Shown
     threads: int
 
@@ -71,7 +74,7 @@ class Exported(Part):
     packages: dict[str, str]
     """Versions of torch, transformers and the runtime that it was made with."""
     processor: Shown
-    """On which the rates were measured."""
+    """On which the export's rate was measured."""
     files: dict[PlainFileName, Sha256]
     """The SHA-256 of each file beside this one, but for the card, which may be edited."""
 
@@ -83,6 +86,15 @@ def write(folder: Path, made: Exported) -> None:
         StorageError: a disk that is full or not writable.
     """
     manifest.write_sealed(folder / FILE, made)
+
+
+def read(folder: Path) -> Exported:
+    """Return the manifest of an export; its files are not looked at.
+
+    Raises:
+        BundleError: it can't be read, or has been changed.
+    """
+    return manifest.read_sealed(folder / FILE, Exported, FORMAT_VERSION)
 
 
 def is_export(folder: Path) -> bool:
@@ -116,15 +128,29 @@ def check(folder: Path) -> Exported:
             f"{folder} is no export: it has no {FILE}. Make one with: lorafit export BUNDLE --to FORM OUT"
         )
     try:
-        found = manifest.read_sealed(folder / FILE, Exported, FORMAT_VERSION)
+        found = read(folder)
+        refuse_others(folder, found)
         for name, sha256 in found.files.items():
             file = folder / name
             if file.is_symlink():
                 raise BundleError(f"{file} is a symbolic link; an export holds its files themselves.")
             if not file.is_file():
                 raise BundleError(f"{folder} is not whole: {name} is missing.")
+            if name.startswith("adapter_") or (file.suffix not in _SAFE and name != _WEIGHTS):
+                raise BundleError(f"{file} is of no kind that an export holds.")
             if sha256_of(file) != sha256:
                 raise BundleError(f"{file} has been changed since the export was made: its SHA-256 differs.")
     except OSError as error:
         raise BundleError(f"{folder} can't be read: {(error.strerror or str(error)).lower()}.") from None
     return found
+
+
+def refuse_others(folder: Path, made: Exported) -> None:
+    """Refuse a folder that holds more than its export: readers would take it for a part of it.
+
+    Raises:
+        BundleError: names the first such file; hidden ones are not read.
+    """
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    for name in sorted(names - {FILE, CARD} - made.files.keys()):
+        raise BundleError(f"{folder} holds {name}, which is no part of this export. Take it out.")

@@ -11,6 +11,7 @@ from lorafit.errors import BundleError
 from lorafit.files import write_text
 
 FILE = "lorafit.json"
+EXPORT_FILE = "lorafit_export.json"  # of an export, which is no bundle
 FORMAT_VERSION = 2  # the newest that is read; each change that an older lorafit would misread raises it
 LARGEST_MANIFEST_BYTES = 4_000_000  # a thousand times what one takes
 

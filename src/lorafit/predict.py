@@ -4,18 +4,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from lorafit import adapter, backends, bundle, encoders, exported, runtime, tasks
+from lorafit import adapter, backends, bundle, checks, encoders, exported, runtime, tasks
 from lorafit.backends import Engine
 from lorafit.bundle import Loaded, Reader
 from lorafit.console import bar
 from lorafit.data import Text, fault, parts
-from lorafit.errors import BundleError, DataError
+from lorafit.errors import BundleError, DataError, LorafitWarning
 from lorafit.exported import Form
 from lorafit.manifest import LongText, Manifest, Task
 from lorafit.runtime import Runtime
@@ -139,6 +140,14 @@ class Classifier:
     @classmethod
     def _of_export(cls, folder: Path, precision: str, threads: int) -> "Classifier":
         made = exported.check(folder)
+        checks.refuse_leading_elsewhere(folder / "tokenizer_config.json")
+        if made.different_base:
+            warn(
+                f"{folder} was made over an encoder that the adapter was not trained on (weights "
+                f"{made.different_base[:12]}...).",
+                LorafitWarning,
+                stacklevel=3,
+            )
         if made.form != "merged" and precision != "auto":
             raise BundleError(f"{folder} is {made.form}, whose precision is its own; {precision} can't be chosen.")
         reader = Reader(
@@ -207,7 +216,10 @@ class Classifier:
             where = runtime.choose(self._backend, torch.get_num_threads())
             self._engines["base"] = lorafits_own(loaded.model, loaded.fresh, where, loaded.manifest.long_text)
         who = "base" if base else "adapted"
-        return answers(self._engines[who], tokens, self.tokenizer.pad_token_id, who.capitalize())
+        found = answers(self._engines[who], tokens, self.tokenizer.pad_token_id, who.capitalize())
+        if found.shape[1] != len(self.labels):
+            raise BundleError(f"The model gives {found.shape[1]} answers to a text, and has {len(self.labels)} labels.")
+        return found
 
     def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
         """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""

@@ -53,7 +53,10 @@ def export(
     """
     wanted = _known(form)
     folder, target = bundle.folder_of(source), Path(target).resolve()
+    if target.is_relative_to(folder.resolve()):
+        raise StorageError(f"{target} lies inside the bundle itself. Choose another place.")
     _refuse_to_replace(target, overwrite)
+    bundle_sha256 = bundle.fingerprint(folder)
     convert.refuse_missing(wanted)
     loaded = bundle.load(folder, encoder=encoder, allow_different_base=allow_different_base)
     if wanted == "merged" and loaded.manifest.pooling == "mean":
@@ -75,8 +78,9 @@ def export(
         agreement.refuse_drift(wanted, found)
         if wanted == "merged":
             card.write_merged(unfinished, loaded.manifest)
-        made = _describe(folder, loaded, wanted, inputs, size_bytes, found, _sums(unfinished))
+        made = _describe(bundle_sha256, loaded, wanted, inputs, size_bytes, found, _sums(unfinished))
         exported.write(unfinished, made)
+        _refuse_to_replace(target, overwrite)  # some minutes later
     return Done(target, made, card.lost_in_merging(loaded.manifest) if wanted == "merged" else [])
 
 
@@ -97,12 +101,16 @@ def _refuse_to_replace(target: Path, overwrite: bool) -> None:
         return
     if not exported.is_export(target):
         raise StorageError(f"{target} holds something else than an export. Choose another place.")
+    exported.refuse_others(target, exported.read(target))
+    hidden = sorted(file.name for file in target.iterdir() if file.name.startswith("."))
+    if hidden:
+        raise StorageError(f"{target} holds {hidden[0]} beside the export. Choose another place, or move it.")
     if not overwrite:
         raise StorageError(f"{target} is there already. Replace it with --overwrite.")
 
 
 def _describe(
-    folder: Path,
+    bundle_sha256: str,
     loaded: Loaded,
     form: Form,
     inputs: list[str],
@@ -113,7 +121,7 @@ def _describe(
     machine = runtime.describe_machine()
     return Exported(
         form=form,
-        bundle_sha256=bundle.fingerprint(folder),
+        bundle_sha256=bundle_sha256,
         different_base=loaded.different_base,
         adapter=loaded.manifest,
         fresh=loaded.fresh,

@@ -14,7 +14,7 @@ from lorafit import backends, evaluation, intervals, pipeline, predict, proof, r
 from lorafit.backends import Engine
 from lorafit.bundle import Loaded
 from lorafit.data import Text
-from lorafit.errors import BundleError, DataError, HubError, LorafitWarning, RunError
+from lorafit.errors import BundleError, LorafitError, LorafitWarning
 from lorafit.export.convert import Samples
 from lorafit.exported import Accuracy, Agreement, Form
 from lorafit.runtime import Runtime
@@ -47,18 +47,19 @@ def choose(source: Path, folder: Path, loaded: Loaded) -> HeldOut:
     if (source / "run.json").is_file():
         try:
             return _of_run(source, loaded)
-        except (RunError, DataError, HubError) as error:
+        except LorafitError as error:
             warn(f"The run's own test texts can't be asked: {error}", LorafitWarning, stacklevel=3)
     texts: Sequence[Text] = _TEXTS
     if loaded.manifest.text_pair:
         texts = [(text, text) for text in _TEXTS]
+    whose = "of lorafit's own"
     if loaded.manifest.proof is not None:
-        texts = proof.read(folder).texts
+        texts, whose = proof.read(folder).texts, "of the bundle's proof"
     tokens = loaded.encode_prepared(texts)
     return HeldOut(
         tokens=tokens,
         label_ids=None,
-        drawn_from=f"{len(texts)} texts of the bundle's proof, which have no labels,",
+        drawn_from=f"{len(texts)} texts {whose}, which have no labels,",
         samples=Samples(tokens, tokens, loaded.tokenizer.pad_token_id),
     )
 
@@ -99,9 +100,16 @@ def measure(
         original: from `ask_original`.
     """
     pad_id = loaded.tokenizer.pad_token_id
-    exported = _open(folder, form, loaded)
-    logits, rate = _asked(exported, held_out, pad_id, f"Asking {form}")
     where = runtime.choose()
+    try:
+        logits, rate = _asked(_open(folder, form, loaded), held_out, pad_id, f"Asking {form}")
+    except LorafitError:
+        raise
+    except Exception as error:  # runtimes raise whatever they come across
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"The export can't answer: {reason}. Nothing was kept.") from error
+    if not np.isfinite(logits).all():
+        raise BundleError(f"The export drifts: on {held_out.drawn_from} logits are no numbers. Nothing was kept.")
     own = predict.lorafits_own(merged, loaded.fresh, where, loaded.manifest.long_text)
     _, own_rate = _asked(own, held_out, pad_id, "Asking lorafit")
     before, after = (_decided(some, loaded) for some in (original, logits))
@@ -111,12 +119,12 @@ def measure(
     return Agreement(
         texts=len(original),
         drawn_from=held_out.drawn_from,
-        largest_logit_gap=_largest(np.abs(logits - original)),
+        largest_logit_gap=float(np.abs(logits - original).max()),
         decided_otherwise=int((~evaluation.right(after, before)).sum()),
         accuracy=accuracy,
         texts_per_second=rate,
         lorafit_texts_per_second=own_rate,
-        lorafit_precision=where.precision,
+        lorafit_precision=where.precision if where.device == "cpu" else f"{where.precision} on {where.device}",
         threads=where.threads,
     )
 
@@ -177,9 +185,3 @@ def _accuracy(before: np.ndarray, after: np.ndarray) -> Accuracy:
         gap_points=round(100 * gap, 6),
         gap_interval=(100 * interval[0], 100 * interval[1]),
     )
-
-
-def _largest(gaps: np.ndarray) -> float:
-    """Return the largest gap; a logit that is no number is further away than any limit."""
-    largest = float(np.max(gaps))
-    return largest if np.isfinite(largest) else float(np.finfo(np.float32).max)

@@ -3,7 +3,7 @@
 Batch and length stay dynamic. Nothing here is trusted: what was written is asked again, see `agreement`.
 """
 
-import importlib.metadata
+import importlib.util
 import logging
 import shutil
 import tempfile
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from lorafit.backends import ONNX_MODEL, OPENVINO_MODEL, import_onnxruntime, import_openvino
 from lorafit.errors import BundleError, LorafitError
 from lorafit.exported import Form
+from lorafit.files import storing
 from lorafit.tokens import Tokens, inputs_of, pad
 
 CONFIG = "config.json"
@@ -50,17 +51,15 @@ def refuse_missing(form: Form) -> None:
     elif form.startswith("openvino"):
         import_openvino()
     for package in _PACKAGES[form]:
-        try:
-            importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+        if importlib.util.find_spec(package) is None:
             raise LorafitError(
                 f"{form} needs {package}, which is not installed. Install it with: pip install 'lorafit[export]'"
-            ) from None
+            )
 
 
 def versions(form: Form) -> dict[str, str]:
     """Return the versions of a form's converter and runtime."""
-    return {package: importlib.metadata.version(package) for package in _PACKAGES[form]}
+    return {package: str(importlib.import_module(package).__version__) for package in _PACKAGES[form]}
 
 
 @dataclass(frozen=True)
@@ -94,18 +93,30 @@ def convert(model: PreTrainedModel, form: Form, folder: Path, samples: Samples, 
     example = inputs_of(pad(texts, [0, min(1, len(texts) - 1)], samples.pad_id))
     with _quietly(), _attention_that_converts(model, form):
         try:
-            if form == "merged":
-                _write_merged(model, folder)
-            elif form.startswith("onnx"):
-                _write_onnx(model, folder, example, in_int8=form == "onnx-int8")
-            else:
-                _write_openvino(model, folder, example, samples if form == "openvino-int8" else None, head)
-        except (OSError, LorafitError):
+            _write(model, form, folder, example, samples, head)
+        except LorafitError:
             raise
         except Exception as error:  # converters raise whatever they come across
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BundleError(f"This encoder can't be converted to {form}: {reason}") from error
     return list(example)
+
+
+def _write(
+    model: PreTrainedModel,
+    form: Form,
+    folder: Path,
+    example: dict[str, torch.Tensor],
+    samples: Samples,
+    head: list[str],
+) -> None:
+    with storing(folder):
+        if form == "merged":
+            _write_merged(model, folder)
+        elif form.startswith("onnx"):
+            _write_onnx(model, folder, example, in_int8=form == "onnx-int8")
+        else:
+            _write_openvino(model, folder, example, samples if form == "openvino-int8" else None, head)
 
 
 def bytes_of(folder: Path) -> int:
@@ -136,7 +147,26 @@ def _write_onnx(model: PreTrainedModel, folder: Path, example: dict[str, torch.T
             dynamo=False,  # see docs/design/exports.md
         )
         if in_int8:
-            quantize_dynamic(file, folder / ONNX_MODEL, per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(
+                file,
+                folder / ONNX_MODEL,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=_narrowing(file),
+            )
+
+
+def _narrowing(file: Path) -> list[str]:
+    """Return the products whose answer is narrower than their input: each second feed-forward layer, and the head.
+
+    Their input has outliers that one scale a tensor, which is all that dynamic quantization has, rounds away.
+    """
+    import onnx
+
+    graph = onnx.load(file).graph
+    shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    products = (node for node in graph.node if node.op_type == "MatMul" and node.input[1] in shapes)
+    return [node.name for node in products if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
 
 
 def _write_openvino(
