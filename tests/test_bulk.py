@@ -402,17 +402,42 @@ def test_damaged_work_is_one_sentence_and_overwrite_starts_anew(
     assert bulk.score(lambda: classifier, source, target, overwrite=True).resumed_after == 0
 
 
-def test_an_input_that_changes_meanwhile_is_refused(classifier: Classifier, small_parts: None, tmp_path: Path) -> None:
-    source = write_odd(tmp_path / "in.csv", some_rows(60))
+def test_an_input_that_changes_meanwhile_is_refused_and_the_same_command_starts_anew(
+    classifier: Classifier, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_odd(tmp_path / "in.jsonl", some_rows(60)), tmp_path / "out.csv"
+    table = source.read_text()
 
     def load() -> Classifier:
-        with source.open("a") as stream:
-            stream.write("more" * 10)
+        source.write_text(table.replace('"number"', '"place"') + '{"text": "more", "new": 1}\n')
         return classifier
 
-    with pytest.raises(DataError, match="has changed while it was read"):
-        bulk.score(load, source, tmp_path / "out.csv")
-    assert not (tmp_path / "out.csv").exists()
+    with pytest.raises(DataError, match=r"has changed while it was looked at\. Run it again"):
+        bulk.score(load, source, target)
+    found = bulk.score(lambda: classifier, source, target, overwrite=True)
+    assert list(rows_of(target)[0])[-4:] == ["new", "predicted_label", "neg_prob", "pos_prob"]
+    assert found.rows == 56
+
+    append = ledger.Ledger.append
+
+    def changing(*arguments: Any) -> None:
+        append(*arguments)
+        os.utime(source, (1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Ledger, "append", changing)
+        with pytest.raises(DataError, match=r"has changed while it was read; .*Run it again"):
+            bulk.score(lambda: classifier, source, tmp_path / "again.csv")
+    assert left_over(tmp_path) == []
+    bulk.score(lambda: classifier, source, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == target.read_bytes()
+
+
+def test_keys_of_rejected_lines_are_no_columns(classifier: Classifier, tmp_path: Path) -> None:
+    lines = ['{"text": "a film", "n": 1}', '{"text": " ", "pos_prob": 1}', '{"text": "b", "\\ud83d": 1}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    assert bulk.score(lambda: classifier, tmp_path / "in.jsonl", tmp_path / "out.csv").rejected == 2
+    assert list(rows_of(tmp_path / "out.csv")[0]) == ["text", "n", "predicted_label", "neg_prob", "pos_prob"]
 
 
 def test_a_full_disk_is_one_sentence_and_the_work_is_kept(

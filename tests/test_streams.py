@@ -289,6 +289,8 @@ PLAIN = "text\n" + "".join(f"row {number}\n" for number in range(1000))
         ("cut.tsv.bz2", cut(bz2.compress(PLAIN.encode())), "can't be read as TSV.BZ2"),
         ("cut.csv.xz", cut(lzma.compress(PLAIN.encode())), "can't be read as CSV.XZ"),
         ("cut.csv.zst", cut(compression.compressed(PLAIN.encode(), ".zst")), "can't be read as CSV.ZST"),
+        ("late.csv.bz2", bz2.compress(b"text\na\n") + b"X" + bz2.compress(b"b\n")[1:], "can't be read as CSV.BZ2"),
+        ("late.csv.xz", lzma.compress(b"text\na\n") + b"X" + lzma.compress(b"b\n")[1:], "can't be read as CSV.XZ"),
         ("no.csv.gz", PLAIN.encode(), "can't be read as CSV.GZ: Not a gzipped file"),
         ("no.csv.zst", PLAIN.encode(), "can't be read as CSV.ZST"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
@@ -303,6 +305,12 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_refused_in_one_sentence(
     with pytest.raises(DataError) as error:
         list(streams.opened(tmp_path / name).parts())
     assert sentence in str(error.value)
+
+
+def test_zeros_between_and_behind_the_members_of_xz_are_no_part_of_it(tmp_path: Path) -> None:
+    members = [lzma.compress(b"text\na\n"), b"\0" * 200_000, lzma.compress(b"b\n" * 300_000), b"\0" * 8]
+    (tmp_path / "in.csv.xz").write_bytes(b"".join(members))
+    assert len(rows_of(tmp_path / "in.csv.xz")) == 300_001
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,9 +91,7 @@ class Ledger:
                 "Start anew with --overwrite, or repeat the command that began it."
             )
         if differing:
-            self.close()
-            _sweep(self.folder)
-            self.progress = Progress()
+            self.forget()
             self._go_on(job)
         if not overwrite:
             self._refuse_others()
@@ -116,6 +114,12 @@ class Ledger:
             self.progress = Progress() if state is None else _progress(json.loads(state[0]))
             self._cut_off()
         return differing
+
+    def forget(self) -> None:
+        """Remove all that was written and answered."""
+        self.close()
+        _sweep(self.folder)
+        self.progress = Progress()
 
     def close(self) -> None:
         """Let go of the book."""

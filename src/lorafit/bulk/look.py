@@ -56,7 +56,7 @@ def look_at(table: Source, rule: Rule) -> Look:
     if table.columns:
         _refuse_missing(rule.columns, table.columns, table.file)
     _refuse_bytes(table, rule.form)
-    columns, schema = dict.fromkeys(table.columns), table.schema
+    seen, columns, schema = dict.fromkeys(table.columns), dict.fromkeys(table.columns), table.schema
     rows, first_unusable = 0, ""
     usable = 0
     with console.bar("Looking at the input", total=table.rows) as advance:
@@ -66,13 +66,15 @@ def look_at(table: Source, rule: Rule) -> Look:
             if first_unusable and rule.strict:
                 raise DataError(f"{table.file}, {first_unusable}. Without --strict such rows go to {rule.rejected}.")
             if not table.columns:
-                columns |= dict.fromkeys(name for cells in part.objects() for name in cells)
-                schema = _joined(schema, part.take(usable_places(reasons)), rule.form, table.file)
+                kept = part.take(usable_places(reasons))
+                seen |= _keys(part)
+                columns |= _keys(kept)
+                schema = _joined(schema, kept, rule.form, table.file)
             rows, usable = rows + len(part), usable + reasons.count("")
             advance(len(part))
     if not rows:
         raise DataError(f"{table.file} holds no rows.")
-    _refuse_missing(rule.columns, list(columns), table.file)
+    _refuse_missing(rule.columns, list(seen), table.file)
     if not usable:
         raise nothing_usable(table.file, first_unusable)
     if rule.form.kind == ".parquet":
@@ -88,6 +90,10 @@ def usable_places(reasons: list[str]) -> list[int]:
 def nothing_usable(file: Path, first: str) -> DataError:
     """Return the refusal of a file none of whose rows can be answered."""
     return DataError(f"{file} has no row that can be answered; {first}.")
+
+
+def _keys(part: Part) -> dict[str, None]:
+    return dict.fromkeys(name for cells in part.objects() for name in cells)
 
 
 def _first(part: Part, reasons: list[str]) -> str:
