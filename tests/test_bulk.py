@@ -52,6 +52,10 @@ def some_rows(count: int, seed: int = 5) -> list[dict[str, str]]:
     return rows
 
 
+def never_loaded() -> Classifier:
+    raise AssertionError("the input is refused before anything is loaded")
+
+
 def lines_of(file: Path) -> list[str]:
     """Return lines as JSONL has them: str.splitlines would cut within texts too."""
     return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -201,6 +205,7 @@ def test_a_text_of_tags_alone_is_none_where_tags_are_stripped(trained: Path, tmp
             "has a column 'pos_prob' already, which the answers would",
         ),
         ("in.csv", b"text,x_predicted_label\na,1\n", ("--prefix", "x_"), "'x_predicted_label' already"),
+        ("in.csv", b"text\na\n", ("--json",), "--input needs --output, and neither texts nor --json beside it"),
         ("in.csv", b"text,b\na,1\n", ("--pair-column", "b"), "this adapter reads single texts"),
         ("in.jsonl", b'{"text": "a"}\n{"text": "b", "x": {}}', ("--output", "o.parquet"), "Column 'x' does not fit"),
         ("in.jsonl", b'{"text": "a", "x": 1}\n{"text": "b", "x": "c"}', ("--output", "o.parquet"), "Column 'x'"),
@@ -227,6 +232,30 @@ def test_bytes_in_a_parquet_column_are_refused_for_formats_of_text(classifier: C
     with pytest.raises(DataError, match="column 'image' holds bytes, which JSONL can't"):
         bulk.score(lambda: classifier, tmp_path / "in.parquet", tmp_path / "out.jsonl")
     assert bulk.score(lambda: classifier, tmp_path / "in.parquet", tmp_path / "out.parquet").rows == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "into", "sentence"),
+    [
+        (pa.array([3_000_000], pa.date32()), ".csv", "can't be read as text"),
+        (pa.array([b"\xff"]).view(pa.string()), ".jsonl", "is damaged"),
+        (pa.array([b"\xff"]).view(pa.string()), ".parquet", "is damaged"),
+    ],
+)
+def test_a_cell_of_parquet_that_cannot_be_said_is_refused_before_any_work(
+    column: pa.Array, into: str, sentence: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": ["a film"], "odd": column}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=sentence):
+        bulk.score(never_loaded, tmp_path / "in.parquet", tmp_path / f"out{into}")
+    assert left_over(tmp_path) == []
+
+
+def test_a_place_that_nobody_can_look_at_is_one_sentence(tmp_path: Path) -> None:
+    source = write_odd(tmp_path / "in.csv", [{"text": "a"}])
+    for name in (f"{'x' * 300}.csv", f"{'x' * 245}.csv"):
+        with pytest.raises(StorageError, match=r"can't be written: file name too long"):
+            bulk.score(never_loaded, source, tmp_path / name)
 
 
 def test_a_prefix_stands_before_every_added_name(cli: Cli, trained: Path) -> None:
@@ -356,6 +385,25 @@ def test_the_work_of_another_job_is_refused_by_what_differs(
     assert (tmp_path / "again.csv").read_bytes() == target.read_bytes()
 
 
+def test_an_output_that_was_finished_and_moved_away_is_not_said_to_be_written(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_odd(tmp_path / "in.csv", some_rows(20)), tmp_path / "out.csv"
+    with monkeypatch.context() as patch:
+        stop_at(patch, ledger, "_sweep", 0)
+        with pytest.raises(StopError):
+            bulk.score(lambda: classifier, source, target)
+    target.rename(tmp_path / "moved.csv")
+    bulk.rejected_file(target).unlink()
+    for _ in range(2):
+        with pytest.raises(
+            StorageError, match=r"was finished, and is not there any more\. Start anew with --overwrite"
+        ):
+            bulk.score(lambda: classifier, source, target)
+    bulk.score(lambda: classifier, source, target, overwrite=True)
+    assert target.read_bytes() == (tmp_path / "moved.csv").read_bytes()
+
+
 def test_two_processes_never_write_one_output(classifier: Classifier, tmp_path: Path) -> None:
     source, target = write_odd(tmp_path / "in.csv", some_rows(60)), tmp_path / "out.csv"
     with (
@@ -406,10 +454,9 @@ def test_an_input_that_changes_meanwhile_is_refused_and_the_same_command_starts_
     classifier: Classifier, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, target = write_odd(tmp_path / "in.jsonl", some_rows(60)), tmp_path / "out.csv"
-    table = source.read_text()
 
     def load() -> Classifier:
-        source.write_text(table.replace('"number"', '"place"') + '{"text": "more", "new": 1}\n')
+        source.write_text(source.read_text() + '{"text": "more", "new": 1}\n')
         return classifier
 
     with pytest.raises(DataError, match=r"has changed while it was looked at\. Run it again"):

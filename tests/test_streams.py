@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lorafit import streams
+from lorafit import streams, tables
 from lorafit.errors import DataError
 from lorafit.streams import compression, sources
 
@@ -344,3 +344,35 @@ def test_dates_with_a_zone_are_what_they_were() -> None:
     from lorafit.streams.rows import plain
 
     assert plain({"at": datetime(2024, 1, 2, tzinfo=UTC)}) == {"at": "2024-01-02T00:00:00+00:00"}
+
+
+def odd_parquet(name: str) -> pa.Table:
+    """Return a column that Arrow reads and Python or JSON can't have."""
+    columns = {
+        "far": pa.array([3_000_000, 5], pa.date32()),
+        "farther": pa.array([10**18, 5], pa.timestamp("us")),
+        "spans": pa.array([2**62, 5], pa.duration("s")),
+        "within": pa.array([[3_000_000], None], pa.list_(pa.date32())),
+        "nanoseconds": pa.array([[1], None], pa.list_(pa.time64("ns"))),
+        "doubled": pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([2, 3])], ["a", "a"]),
+    }
+    return pa.table({"text": ["a film", "b"], name: columns[name]})
+
+
+@pytest.mark.parametrize("name", ["far", "farther", "spans", "within", "nanoseconds", "doubled"])
+def test_what_text_cannot_say_of_parquet_is_refused_by_the_columns_name(name: str, tmp_path: Path) -> None:
+    pq.write_table(odd_parquet(name), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=f"Column '{name}', of .*, can't be read as text"):
+        copy(tmp_path / "in.parquet", tmp_path / "out.csv")
+
+
+def test_parquet_with_bytes_for_text_is_refused_by_the_columns_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "b": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"column 'b' is damaged \(Invalid UTF8"):
+        rows_of(tmp_path / "in.parquet")
+
+
+def test_a_file_that_nobody_can_look_at_is_one_sentence(tmp_path: Path) -> None:
+    for read in (streams.opened, tables.read):
+        with pytest.raises(DataError, match=r"can't be read: file name too long"):
+            read(tmp_path / f"{'x' * 300}.csv")

@@ -45,8 +45,7 @@ def read(file: Path) -> pd.DataFrame:
         DataError: no such file, an unknown format, no rows, bytes that are not UTF-8, or a broken file.
     """
     suffix = _suffix(file)
-    if not file.is_file():
-        raise DataError(f"There is no file {file}.")
+    refuse_missing(file)
     try:
         table = _READERS[suffix](file)
     except UnicodeDecodeError:
@@ -114,6 +113,20 @@ def is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def refuse_missing(file: Path) -> None:
+    """Refuse a file that is not there, or that nobody can look at.
+
+    Raises:
+        DataError: always that.
+    """
+    try:
+        there = file.is_file()
+    except OSError as error:  # on the way is a folder that is not ours to enter, or the name is too long
+        raise DataError(f"{file} can't be read: {(error.strerror or str(error)).lower()}.") from None
+    if not there:
+        raise DataError(f"There is no file {file}.")
 
 
 def not_utf8(file: Path, place: str) -> DataError:

@@ -113,6 +113,10 @@ class Ledger:
         if not differing:
             self.progress = Progress() if state is None else _progress(json.loads(state[0]))
             self._cut_off()
+            if self.published and not self.target.exists():
+                self.progress = Progress()
+                said = f"{self.target} was finished, and is not there any more"
+                raise _DamagedError(f"{said}. Start anew with --overwrite, or remove {self.folder}.")
         return differing
 
     def forget(self) -> None:

@@ -47,7 +47,7 @@ class Look:
 
 
 def look_at(table: Source, rule: Rule) -> Look:
-    """Read the whole input once, of Parquet the texts alone.
+    """Read the whole input once.
 
     Raises:
         DataError: a missing column, a file that can't be read or that the output can't hold, no row that is answered;
@@ -60,14 +60,15 @@ def look_at(table: Source, rule: Rule) -> Look:
     rows, first_unusable = 0, ""
     usable = 0
     with console.bar("Looking at the input", total=table.rows) as advance:
-        for part in table.parts(rule.columns):
+        for part in table.parts():
             reasons = rule.reasons(part)
             first_unusable = first_unusable or _first(part, reasons)
             if first_unusable and rule.strict:
                 raise DataError(f"{table.file}, {first_unusable}. Without --strict such rows go to {rule.rejected}.")
+            if rule.form.kind != ".parquet" or not table.columns:
+                seen |= _keys(part)  # which reads all cells, so that one that can't be said is found here
             if not table.columns:
                 kept = part.take(usable_places(reasons))
-                seen |= _keys(part)
                 columns |= _keys(kept)
                 schema = _joined(schema, kept, rule.form, table.file)
             rows, usable = rows + len(part), usable + reasons.count("")

@@ -38,7 +38,7 @@ class TextSource:
                 self.columns = _header(_records(lines, SEPARATORS[form.kind], file), file)
         self.schema = pa.schema([(name, pa.string()) for name in self.columns])
 
-    def parts(self, columns: list[str] | None = None) -> Iterator[Part]:  # noqa: ARG002
+    def parts(self) -> Iterator[Part]:
         """Yield all rows, in parts of at most `ROWS_A_PART` rows and about `CHARACTERS_A_PART` characters.
 
         Raises:
@@ -89,15 +89,16 @@ class ParquetSource:
         self._rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / max(characters, 1))))
         _refuse_double(self.columns, file)
 
-    def parts(self, columns: list[str] | None = None) -> Iterator[Part]:
-        """Yield all rows, of these columns alone if they are named, in parts that are bounded as those of a text are.
+    def parts(self) -> Iterator[Part]:
+        """Yield all rows, in parts that are bounded as those of a text are.
 
         Raises:
-            DataError: a damaged file.
+            DataError: a damaged file, or text in it that is not UTF-8.
         """
         with self._reading() as parquet:
             first = 0
-            for batch in parquet.iter_batches(self._rows_a_part, columns=columns, use_threads=False):
+            for batch in parquet.iter_batches(self._rows_a_part, use_threads=False):
+                _refuse_damaged(batch, self.file)
                 yield ArrowPart(first, batch)
                 first += batch.num_rows
 
@@ -108,10 +109,7 @@ class ParquetSource:
             _refusing(self.file, self.form),
             pq.ParquetFile(self.file, buffer_size=_BLOCK_BYTES, pre_buffer=False) as parquet,
         ):
-            try:
-                yield parquet
-            except UnicodeDecodeError:
-                raise not_utf8(self.file, "in one of its cells") from None
+            yield parquet
 
 
 Source = TextSource | ParquetSource
@@ -187,6 +185,15 @@ def _refuse_double(columns: list[str], file: Path) -> None:
     double = next((name for name in columns if columns.count(name) > 1), None)
     if double is not None:
         raise DataError(f"{file} has two columns {double!r}. Rename one of them.")
+
+
+def _refuse_damaged(batch: pa.RecordBatch, file: Path) -> None:
+    """Refuse what Arrow reads unseen, such as text that is not UTF-8."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{file}: column {name!r} is damaged ({str(error).rstrip('.')}).") from None
 
 
 def _cells_by_column(records: Iterable[tuple[list[str] | Row, int]], columns: list[str]) -> Iterator[tuple[Row, int]]:
