@@ -58,7 +58,7 @@ def look_at(table: Source, rule: Rule) -> Look:
     _refuse_bytes(table, rule.form)
     seen, columns, schema = dict.fromkeys(table.columns), dict.fromkeys(table.columns), table.schema
     rows, first_unusable = 0, ""
-    usable = 0
+    usable, mixed = 0, False
     with console.bar("Looking at the input", total=table.rows) as advance:
         for part in table.parts():
             reasons = rule.reasons(part)
@@ -70,7 +70,10 @@ def look_at(table: Source, rule: Rule) -> Look:
             if not table.columns:
                 kept = part.take(usable_places(reasons))
                 columns |= _keys(kept)
-                schema = _joined(schema, kept, rule.form, table.file)
+            if not table.columns and rule.form.kind == ".parquet":
+                here = kept.schema()
+                before, schema = schema, _joined(schema, here, table.file)
+                mixed = mixed or any(schema.field(field.name).type != field.type for field in (*before, *here))
             rows, usable = rows + len(part), usable + reasons.count("")
             advance(len(part))
     if not rows:
@@ -80,6 +83,8 @@ def look_at(table: Source, rule: Rule) -> Look:
         raise nothing_usable(table.file, first_unusable)
     if rule.form.kind == ".parquet":
         sinks.refuse_what_parquet_cannot_hold(schema)
+        if mixed:
+            _refuse_unfit(table, rule, schema)
     return Look(rows, list(columns), schema)
 
 
@@ -101,14 +106,18 @@ def _first(part: Part, reasons: list[str]) -> str:
     return next((f"row {part.first + place + 1}: {reason}" for place, reason in enumerate(reasons) if reason), "")
 
 
-def _joined(schema: pa.Schema, part: Part, form: Form, file: Path) -> pa.Schema:
-    """Return the types that hold what came before and these rows; they are asked for only by Parquet."""
-    if form.kind != ".parquet":
-        return schema
+def _joined(before: pa.Schema, here: pa.Schema, file: Path) -> pa.Schema:
+    """Return the types that hold what came before and what is here."""
     try:
-        return pa.unify_schemas([schema, part.schema()], promote_options="permissive")
+        return pa.unify_schemas([before, here], promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"{file}: {str(error).splitlines()[0]}. A JSONL file can hold such a column.") from None
+
+
+def _refuse_unfit(table: Source, rule: Rule, schema: pa.Schema) -> None:
+    """Refuse cells that do not fit a type that other parts have widened, such as 2**53 + 1 in a column of floats."""
+    for part in table.parts():
+        part.take(usable_places(rule.reasons(part))).arrow(schema)
 
 
 def _refuse_missing(wanted: list[str], columns: list[str], file: Path) -> None:

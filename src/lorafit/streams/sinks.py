@@ -93,6 +93,8 @@ def refuse_what_parquet_cannot_hold(schema: pa.Schema) -> None:
             alone = pa.schema([field])
             with pq.ParquetWriter(pa.BufferOutputStream(), alone) as parquet:
                 parquet.write_table(alone.empty_table())
+            with pa.ipc.new_stream(pa.BufferOutputStream(), alone) as stream:  # in which parts are kept
+                stream.write_batch(pa.RecordBatch.from_pylist([], alone))
         except (pa.ArrowException, NotImplementedError) as error:
             raise unfit(field.name, str(error)) from None
 

@@ -23,6 +23,7 @@ CHARACTERS_A_PART = 16_000_000
 LONGEST_CELL = 1 << 27  # in characters: a quote that is never closed is found here, if the file does not end before
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BLOCK_BYTES = 1 << 20
+_ROWS_WEIGHED = 64
 
 
 class TextSource:
@@ -84,9 +85,10 @@ class ParquetSource:
             self.schema: pa.Schema = parquet.schema_arrow
             self.rows: int | None = facts.num_rows
             groups = [facts.row_group(place) for place in range(facts.num_row_groups)]
+            largest = max((_bytes_a_row(parquet, place) for place in range(len(groups))), default=0.0)
         self.codec = groups[0].column(0).compression.lower() if groups and self.columns else "snappy"
         characters = sum(group.total_byte_size for group in groups) / max(facts.num_rows, 1)
-        self._rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / max(characters, 1))))
+        self._rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / max(characters, largest, 1))))
         _refuse_double(self.columns, file)
 
     def parts(self) -> Iterator[Part]:
@@ -185,6 +187,12 @@ def _refuse_double(columns: list[str], file: Path) -> None:
     double = next((name for name in columns if columns.count(name) > 1), None)
     if double is not None:
         raise DataError(f"{file} has two columns {double!r}. Rename one of them.")
+
+
+def _bytes_a_row(parquet: pq.ParquetFile, group: int) -> float:
+    """Return what the first rows of a row group take in memory: its own size counts a text that comes again once."""
+    first = next(parquet.iter_batches(_ROWS_WEIGHED, row_groups=[group], use_threads=False), None)
+    return first.nbytes / first.num_rows if first else 0.0
 
 
 def _refuse_damaged(batch: pa.RecordBatch, file: Path) -> None:
