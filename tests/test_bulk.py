@@ -1,6 +1,7 @@
 """A file of any size is answered row by row; a kill changes no byte; what can't be answered is kept apart."""
 
 import gzip
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from lorafit import Classifier, bulk, bundle, console, manifest
 from lorafit.bulk import answers, ledger
@@ -445,6 +447,27 @@ def test_two_processes_never_write_one_output(classifier: Classifier, tmp_path: 
     assert bulk.score(lambda: classifier, source, target).rows == 55
 
 
+@pytest.mark.skipif(os.name == "nt", reason="removes no file that is open")
+def test_the_work_folder_goes_before_its_lock_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rmtree = tmp_path / "out.csv", shutil.rmtree
+    removed: list[Path] = []
+
+    def refused_to_others(folder: Path, **options: Any) -> None:
+        with (
+            pytest.raises(StorageError, match="by another process"),
+            ledger._locked(folder, target),
+        ):
+            pass
+        removed.append(folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refused_to_others)
+    with ledger.held(target, bulk.rejected_file(target)):
+        pass
+    assert removed == [ledger.work_folder(target)]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_came_in_between_is_not_written_over(
     classifier: Classifier, small_parts: None, tmp_path: Path
 ) -> None:
@@ -662,6 +685,17 @@ def test_a_million_rows_take_no_more_memory_than_ten_thousand(kind: str, trained
         said = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
         peaks[count] = int(said.stdout.split()[-1])
     assert peaks[1_000_000] < 1.05 * peaks[10_000], peaks
+
+
+def test_a_bar_within_the_rows_is_a_line_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "_stderr", terminal)
+    with console.row_bar(10), console.bar("Classifying", total=4) as advance:
+        advance(3)
+        live = console._outer_bar
+        assert live is not None
+        assert [(task.description, task.completed) for task in live.tasks] == [("Rows", 0), ("Classifying", 3)]
+    assert console._outer_bar is None
 
 
 def test_a_log_has_a_sentence_a_minute_and_quiet_has_none(

@@ -166,6 +166,13 @@ def test_json_in_a_cell_of_csv_is_json_and_what_is_missing_is_empty(tmp_path: Pa
     assert cells == [['[1, "ü"]', "true"], ["", "1.5"], ["1", ""]]
 
 
+def test_a_number_of_json_keeps_its_digits_in_a_cell_of_csv(tmp_path: Path) -> None:
+    numbers = ["3.14159265358979323846", "1.10", "12345678901234567890123", "1e5", "-0.0"]
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"a": {number}}}\n' for number in numbers))
+    copy_without_schema(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert [row["a"] for row in rows_of(tmp_path / "out.csv")] == numbers
+
+
 def typed_table() -> pa.Table:
     """Return a column of every kind that people keep in Parquet, with a null in each."""
     zone = pa.timestamp("ns", "Europe/Berlin")
@@ -276,6 +283,7 @@ PLAIN = "text\n" + "".join(f"row {number}\n" for number in range(1000))
         ("empty.csv", b"", "is empty"),
         ("blank.csv", b"\n\n", "is empty"),
         ("latin.csv", "text\ncafé\n".encode("latin1"), "is not UTF-8 (byte 8: 0xe9). Convert it first"),
+        ("e.csv.xz", lzma.compress(b"\xe9"), "example: xz -dc e.csv.xz | iconv -f LATIN1 -t UTF-8 > utf8.csv"),
         ("late.csv.gz", gzip.compress(b"text\n" + b"a\n" * 2_000_000 + b"\xff\n"), "is not UTF-8 (byte 4000005: 0xff)"),
         ("latin.jsonl", '{"text": "café"}'.encode("latin1"), "is not UTF-8 (byte 13: 0xe9)"),
         ("half.csv", b"text\ncaf\xc3", "is not UTF-8 (byte 8: 0xc3)"),

@@ -21,6 +21,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MOST_LABELS = 150
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a lone surrogate: JSON can say it, UTF-8 and tokenizers can't
 _ROWS_NAMED = 5
+_UNPACK = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "message", "body")
 _LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "y")
 
@@ -131,12 +132,20 @@ def refuse_missing(file: Path) -> None:
 
 def not_utf8(file: Path, place: str) -> DataError:
     """Return the refusal of a file that is not UTF-8, with a way to convert it."""
-    example = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
-    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {example}")
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return DataError(f"{file} holds text that is not UTF-8 ({place}). Write it anew from its source.")
+    convert = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
+    if suffix in _UNPACK:
+        plain = Path(file.stem)
+        convert = f"{_UNPACK[suffix]} -dc {file.name} | iconv -f LATIN1 -t UTF-8 > utf8{plain.suffix}"
+    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {convert}")
 
 
 def _bad_byte(file: Path) -> str:
     """Name the byte by its place in the file: a reader's own error counts from the start of a chunk."""
+    if file.suffix.lower() == ".parquet":
+        return "in one of its cells"
     content = file.read_bytes()
     try:
         content.decode()

@@ -280,7 +280,7 @@ def held(target: Path, rejected: Path) -> Iterator[Ledger]:
     folder = work_folder(target)
     with storing(folder):
         folder.mkdir(exist_ok=True)
-    strange = next((file.name for file in folder.iterdir() if not _is_ours(file)), None)
+        strange = next((file.name for file in folder.iterdir() if not _is_ours(file)), None)
     if strange is not None:
         raise StorageError(f"{folder} holds {strange!r}, which is not ours. Move that folder, or name another output.")
     ledger = Ledger(target, rejected)
@@ -304,9 +304,11 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        if all(file.name == _LOCK for file in folder.iterdir()):
+        if os.name == "nt":  # where a file that is open can't be removed
+            lock.release()
+        if folder.is_dir() and all(file.name == _LOCK for file in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
 def _opened(folder: Path) -> sqlite3.Connection:

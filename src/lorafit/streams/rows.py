@@ -15,6 +15,19 @@ from lorafit.errors import DataError
 from lorafit.tables import HALF_CHARACTER
 
 
+class Number(float):
+    """A float of JSON, and as what it stood there: "1.10"."""
+
+    __slots__ = ("said",)
+    said: str
+
+    def __new__(cls, said: str) -> "Number":
+        """Return it from its digits."""
+        number = super().__new__(cls, said)
+        number.said = said
+        return number
+
+
 class Row(NamedTuple):
     """A row of a text format: its cells by column, and what stood there where JSON said it, or where it is no row."""
 

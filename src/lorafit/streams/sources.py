@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from lorafit.errors import DataError
 from lorafit.streams import compression
 from lorafit.streams.form import Form
-from lorafit.streams.rows import ArrowPart, Part, Row, TextPart
+from lorafit.streams.rows import ArrowPart, Number, Part, Row, TextPart
 from lorafit.tables import not_utf8
 
 ROWS_A_PART = 8192
@@ -228,7 +228,7 @@ def _json_rows(lines: Iterable[str]) -> Iterator[tuple[Row, int]]:
 
 def _json_row(line: str) -> Row:
     try:
-        cells = json.loads(line)
+        cells = json.loads(line, parse_float=Number)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits too
         return Row({}, f"it is not JSON that can be read ({error})", line)
     if not isinstance(cells, dict):
