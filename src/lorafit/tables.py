@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from lorafit.errors import DataError, nearest
 
@@ -57,7 +58,7 @@ def read(file: Path) -> pd.DataFrame:
         raise DataError(f"{file} is empty.") from None
     except pd.errors.ParserWarning:
         raise DataError(f"{file}: rows have more cells than the header. Is a text with a comma not quoted?") from None
-    except (pd.errors.ParserError, OSError, ValueError) as error:
+    except (pd.errors.ParserError, pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as {suffix[1:].upper()}: {str(error).strip()}.") from error
     if table.empty:
         raise DataError(f"{file} holds no rows.")
@@ -133,8 +134,6 @@ def refuse_missing(file: Path) -> None:
 def not_utf8(file: Path, place: str) -> DataError:
     """Return the refusal of a file that is not UTF-8, with a way to convert it."""
     suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        return DataError(f"{file} holds text that is not UTF-8 ({place}). Write it anew from its source.")
     convert = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
     if suffix in _UNPACK:
         plain = Path(file.stem)
@@ -144,8 +143,6 @@ def not_utf8(file: Path, place: str) -> DataError:
 
 def _bad_byte(file: Path) -> str:
     """Name the byte by its place in the file: a reader's own error counts from the start of a chunk."""
-    if file.suffix.lower() == ".parquet":
-        return "in one of its cells"
     content = file.read_bytes()
     try:
         content.decode()
