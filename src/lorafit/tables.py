@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lorafit.errors import DataError, nearest
 
@@ -58,7 +58,7 @@ def read(file: Path) -> pd.DataFrame:
         raise DataError(f"{file} is empty.") from None
     except pd.errors.ParserWarning:
         raise DataError(f"{file}: rows have more cells than the header. Is a text with a comma not quoted?") from None
-    except (pd.errors.ParserError, pa.ArrowException, OSError, ValueError) as error:
+    except (pd.errors.ParserError, OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as {suffix[1:].upper()}: {str(error).strip()}.") from error
     if table.empty:
         raise DataError(f"{file} holds no rows.")
@@ -187,11 +187,16 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+def _read_parquet(file: Path) -> pd.DataFrame:
+    pq.read_table(file).validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
+    return pd.read_parquet(file)
+
+
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": _read_separated(","),
     ".tsv": _read_separated("\t"),
     ".jsonl": _read_jsonl,
-    ".parquet": pd.read_parquet,
+    ".parquet": _read_parquet,
 }
 
 
