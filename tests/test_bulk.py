@@ -1,6 +1,7 @@
 """A file of any size is answered row by row; a kill changes no byte; what can't be answered is kept apart."""
 
 import gzip
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from lorafit import Classifier, bulk, bundle, console, manifest
 from lorafit.bulk import answers, ledger
@@ -50,6 +52,23 @@ def some_rows(count: int, seed: int = 5) -> list[dict[str, str]]:
     for number, (row, text) in enumerate(zip(rows, texts, strict=True)):
         row["text"] = " " if number % 11 == 5 else texts[number // 2] if number % 10 == 9 else text
     return rows
+
+
+def never_loaded() -> Classifier:
+    raise AssertionError("the input is refused before anything is loaded")
+
+
+def texts_asked(classifier: Classifier, patch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each text is added that a classifier is asked about from now on."""
+    asked: list[str] = []
+    probabilities = classifier.probabilities
+
+    def counted(texts: Any, **options: Any) -> np.ndarray:
+        asked.extend(texts)
+        return probabilities(texts, **options)
+
+    patch.setattr(classifier, "probabilities", counted)
+    return asked
 
 
 def lines_of(file: Path) -> list[str]:
@@ -94,14 +113,7 @@ def test_a_text_is_scored_once_however_often_and_far_apart_it_comes(
 ) -> None:
     texts, _ = texts_and_labels(30)
     rows = [{"text": text} for text in texts * 4]
-    asked: list[str] = []
-    probabilities = classifier.probabilities
-
-    def counted(texts: Any, **options: Any) -> np.ndarray:
-        asked.extend(texts)
-        return probabilities(texts, **options)
-
-    monkeypatch.setattr(classifier, "probabilities", counted)
+    asked = texts_asked(classifier, monkeypatch)
     found = bulk.score(lambda: classifier, write_odd(tmp_path / "in.csv", rows), tmp_path / "out.csv")
     assert sorted(text for text in asked if text in texts) == sorted(texts)
     assert (found.rows, found.repeated) == (120, 90)
@@ -201,9 +213,11 @@ def test_a_text_of_tags_alone_is_none_where_tags_are_stripped(trained: Path, tmp
             "has a column 'pos_prob' already, which the answers would",
         ),
         ("in.csv", b"text,x_predicted_label\na,1\n", ("--prefix", "x_"), "'x_predicted_label' already"),
+        ("in.csv", b"text\na\n", ("--json",), "--input needs --output, and neither texts nor --json beside it"),
         ("in.csv", b"text,b\na,1\n", ("--pair-column", "b"), "this adapter reads single texts"),
         ("in.jsonl", b'{"text": "a"}\n{"text": "b", "x": {}}', ("--output", "o.parquet"), "Column 'x' does not fit"),
         ("in.jsonl", b'{"text": "a", "x": 1}\n{"text": "b", "x": "c"}', ("--output", "o.parquet"), "Column 'x'"),
+        ("in.jsonl", b'{"text": "a", "x": %s1%s}' % (b"[" * 70, b"]" * 70), ("--output", "o.parquet"), "Column 'x'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
@@ -227,6 +241,45 @@ def test_bytes_in_a_parquet_column_are_refused_for_formats_of_text(classifier: C
     with pytest.raises(DataError, match="column 'image' holds bytes, which JSONL can't"):
         bulk.score(lambda: classifier, tmp_path / "in.parquet", tmp_path / "out.jsonl")
     assert bulk.score(lambda: classifier, tmp_path / "in.parquet", tmp_path / "out.parquet").rows == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "into", "sentence"),
+    [
+        (pa.array([3_000_000], pa.date32()), ".csv", "can't be read as text"),
+        (pa.array([b"\xff"]).view(pa.string()), ".jsonl", "is damaged"),
+        (pa.array([b"\xff"]).view(pa.string()), ".parquet", "is damaged"),
+    ],
+)
+def test_a_cell_of_parquet_that_cannot_be_said_is_refused_before_any_work(
+    column: pa.Array, into: str, sentence: str, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": ["a film"], "odd": column}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=sentence):
+        bulk.score(never_loaded, tmp_path / "in.parquet", tmp_path / f"out{into}")
+    assert left_over(tmp_path) == []
+
+
+def test_numbers_that_floats_of_other_rows_would_bend_are_refused_before_any_work(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "ROWS_A_PART", 1)
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    rows = ['{"text": "a", "x": 9007199254740993}\n', '{"text": "b", "x": 1.5}\n']
+    for order in (rows, rows[::-1]):
+        source.write_text("".join(order))
+        with pytest.raises(DataError, match="Column 'x' does not fit a Parquet column"):
+            bulk.score(never_loaded, source, target)
+    source.write_text('{"text": "a", "x": 9007199254740992}\n{"text": "b", "x": 1.5}\n')
+    bulk.score(lambda: classifier, source, target)
+    assert [row["x"] for row in rows_of(target)] == [2.0**53, 1.5]
+
+
+def test_a_place_that_nobody_can_look_at_is_one_sentence(tmp_path: Path) -> None:
+    source = write_odd(tmp_path / "in.csv", [{"text": "a"}])
+    for name in (f"{'x' * 300}.csv", f"{'x' * 245}.csv"):
+        with pytest.raises(StorageError, match=r"can't be written: file name too long"):
+            bulk.score(never_loaded, source, tmp_path / name)
 
 
 def test_a_prefix_stands_before_every_added_name(cli: Cli, trained: Path) -> None:
@@ -328,14 +381,23 @@ def test_stopped_at_any_step_it_goes_on_to_the_same_bytes(
 
 
 def test_the_same_command_says_that_it_goes_on_and_asks_nothing_twice(
-    classifier: Classifier, small_parts: None, tmp_path: Path, capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    source, target = write_odd(tmp_path / "in.csv", some_rows(60)), tmp_path / "out.csv"
+    classifier: Classifier,
+    small_parts: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rows = some_rows(60)
+    source, target = write_odd(tmp_path / "in.csv", rows), tmp_path / "out.csv"
+    monkeypatch.setattr(ledger, "_SECONDS_BETWEEN_COMMITS", -1)  # what a second loses is left out of account
+    asked = texts_asked(classifier, monkeypatch)
     interrupted(classifier, source, target, KeyboardInterrupt)
     assert "Interrupted: 32 of 60 rows are written; the same command goes on from there." in capfd.readouterr().err
     found = bulk.score(lambda: classifier, source, target)
     assert found.resumed_after == 32
     assert "Going on after row 32 of 60." in capfd.readouterr().err
+    texts = {row["text"] for row in rows if row["text"].strip()}
+    assert sorted(text for text in asked if text in texts) == sorted(texts)
 
 
 def test_the_work_of_another_job_is_refused_by_what_differs(
@@ -356,6 +418,25 @@ def test_the_work_of_another_job_is_refused_by_what_differs(
     assert (tmp_path / "again.csv").read_bytes() == target.read_bytes()
 
 
+def test_an_output_that_was_finished_and_moved_away_is_not_said_to_be_written(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_odd(tmp_path / "in.csv", some_rows(20)), tmp_path / "out.csv"
+    with monkeypatch.context() as patch:
+        stop_at(patch, ledger, "_sweep", 0)
+        with pytest.raises(StopError):
+            bulk.score(lambda: classifier, source, target)
+    target.rename(tmp_path / "moved.csv")
+    bulk.rejected_file(target).unlink()
+    for _ in range(2):
+        with pytest.raises(
+            StorageError, match=r"was finished, and is not there any more\. Start anew with --overwrite"
+        ):
+            bulk.score(lambda: classifier, source, target)
+    bulk.score(lambda: classifier, source, target, overwrite=True)
+    assert target.read_bytes() == (tmp_path / "moved.csv").read_bytes()
+
+
 def test_two_processes_never_write_one_output(classifier: Classifier, tmp_path: Path) -> None:
     source, target = write_odd(tmp_path / "in.csv", some_rows(60)), tmp_path / "out.csv"
     with (
@@ -364,6 +445,27 @@ def test_two_processes_never_write_one_output(classifier: Classifier, tmp_path: 
     ):
         bulk.score(lambda: classifier, source, target)
     assert bulk.score(lambda: classifier, source, target).rows == 55
+
+
+@pytest.mark.skipif(os.name == "nt", reason="removes no file that is open")
+def test_the_work_folder_goes_before_its_lock_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rmtree = tmp_path / "out.csv", shutil.rmtree
+    removed: list[Path] = []
+
+    def refused_to_others(folder: Path, **options: Any) -> None:
+        with (
+            pytest.raises(StorageError, match="by another process"),
+            ledger._locked(folder, target),
+        ):
+            pass
+        removed.append(folder)
+        rmtree(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refused_to_others)
+    with ledger.held(target, bulk.rejected_file(target)):
+        pass
+    assert removed == [ledger.work_folder(target)]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_came_in_between_is_not_written_over(
@@ -402,17 +504,41 @@ def test_damaged_work_is_one_sentence_and_overwrite_starts_anew(
     assert bulk.score(lambda: classifier, source, target, overwrite=True).resumed_after == 0
 
 
-def test_an_input_that_changes_meanwhile_is_refused(classifier: Classifier, small_parts: None, tmp_path: Path) -> None:
-    source = write_odd(tmp_path / "in.csv", some_rows(60))
+def test_an_input_that_changes_meanwhile_is_refused_and_the_same_command_starts_anew(
+    classifier: Classifier, small_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = write_odd(tmp_path / "in.jsonl", some_rows(60)), tmp_path / "out.csv"
 
     def load() -> Classifier:
-        with source.open("a") as stream:
-            stream.write("more" * 10)
+        source.write_text(source.read_text() + '{"text": "more", "new": 1}\n')
         return classifier
 
-    with pytest.raises(DataError, match="has changed while it was read"):
-        bulk.score(load, source, tmp_path / "out.csv")
-    assert not (tmp_path / "out.csv").exists()
+    with pytest.raises(DataError, match=r"has changed while it was looked at\. Run it again"):
+        bulk.score(load, source, target)
+    found = bulk.score(lambda: classifier, source, target, overwrite=True)
+    assert list(rows_of(target)[0])[-4:] == ["new", "predicted_label", "neg_prob", "pos_prob"]
+    assert found.rows == 56
+
+    append = ledger.Ledger.append
+
+    def changing(*arguments: Any) -> None:
+        append(*arguments)
+        os.utime(source, (1, 1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.Ledger, "append", changing)
+        with pytest.raises(DataError, match=r"has changed while it was read; .*Run it again"):
+            bulk.score(lambda: classifier, source, tmp_path / "again.csv")
+    assert left_over(tmp_path) == []
+    bulk.score(lambda: classifier, source, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == target.read_bytes()
+
+
+def test_keys_of_rejected_lines_are_no_columns(classifier: Classifier, tmp_path: Path) -> None:
+    lines = ['{"text": "a film", "n": 1}', '{"text": " ", "pos_prob": 1}', '{"text": "b", "\\ud83d": 1}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    assert bulk.score(lambda: classifier, tmp_path / "in.jsonl", tmp_path / "out.csv").rejected == 2
+    assert list(rows_of(tmp_path / "out.csv")[0]) == ["text", "n", "predicted_label", "neg_prob", "pos_prob"]
 
 
 def test_a_full_disk_is_one_sentence_and_the_work_is_kept(
@@ -468,6 +594,14 @@ def start(folder: Path, run: Path, source: Path, target: Path) -> subprocess.Pop
     )
 
 
+def size_of(file: Path) -> int:
+    """Return how many bytes a file has that another process may rename at any time."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 @pytest.mark.parametrize(
     ("kills", "count", "into"),
     [
@@ -487,20 +621,24 @@ def test_killed_at_random_moments_the_output_is_that_of_an_uninterrupted_run(
     process = start(tmp_path, trained, source, whole)
     said = process.communicate(timeout=300)
     assert process.returncode == 0, said
+    seconds = time.monotonic() - start_time
     done = 0
     output = ledger.work_folder(target) / "output"
-    for _ in range(kills):
+    for kill in range(kills):
         process = start(tmp_path, trained, source, target)
-        before = output.stat().st_size if output.exists() else 0
-        while process.poll() is None and (not output.exists() or output.stat().st_size <= before):
-            assert time.monotonic() - start_time < 600
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.05))
+        if kill % 2:  # at any time of look, load and begin, and of what follows
+            time.sleep(chance.uniform(0, 1.2 * seconds))
+        else:  # while it writes, so that it comes further each time
+            before = size_of(output)
+            while process.poll() is None and size_of(output) <= before:
+                assert time.monotonic() - start_time < 600
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.05))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             done += 1
         process.communicate()
-    assert done >= kills // 2, f"it was over before it could be killed; seed {seed}"
+    assert done >= kills // 3, f"it was over before it could be killed; seed {seed}"
     process = start(tmp_path, trained, source, target)
     said = process.communicate(timeout=300)
     assert process.returncode == 0 or "is there already" in said[1], said
@@ -547,6 +685,17 @@ def test_a_million_rows_take_no_more_memory_than_ten_thousand(kind: str, trained
         said = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
         peaks[count] = int(said.stdout.split()[-1])
     assert peaks[1_000_000] < 1.05 * peaks[10_000], peaks
+
+
+def test_a_bar_within_the_rows_is_a_line_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(console, "_stderr", terminal)
+    with console.row_bar(10), console.bar("Classifying", total=4) as advance:
+        advance(3)
+        live = console._outer_bar
+        assert live is not None
+        assert [(task.description, task.completed) for task in live.tasks] == [("Rows", 0), ("Classifying", 3)]
+    assert console._outer_bar is None
 
 
 def test_a_log_has_a_sentence_a_minute_and_quiet_has_none(

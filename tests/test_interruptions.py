@@ -1,5 +1,6 @@
 """Whatever interrupts a training, it goes on to the very same weights; two processes never write one run."""
 
+import errno
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 import torch
 import transformers
 
-from lorafit import checkpoints, checks, encoders, interrupts, pipeline, predict, proof, recipe, runs, tokens
+from lorafit import checkpoints, checks, encoders, files, interrupts, pipeline, predict, proof, recipe, runs, tokens
 from lorafit.errors import StorageError
 from tests.conftest import Said, mount_small_disk, texts_and_labels
 from tests.test_cli import recipe_file
@@ -367,6 +368,16 @@ def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(
         assert sorted(set(steps(resumed))) == list(range(1, 46))
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # a traceback may hold a file open
+
+
+@pytest.mark.parametrize("code", ["EFBIG", "EIO", "EISDIR", "ENOENT", "ENAMETOOLONG", "EROFS"])
+def test_a_disk_that_refuses_is_one_sentence(code: str) -> None:
+    number = getattr(errno, code)
+    with (
+        pytest.raises(StorageError, match=rf"out can't be written: {os.strerror(number).lower()}\."),
+        files.storing(Path("out")),
+    ):
+        raise OSError(number, os.strerror(number))
 
 
 def test_a_damaged_checkpoint_is_refused_and_nothing_is_overwritten(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lorafit import streams
+from lorafit import streams, tables
 from lorafit.errors import DataError
 from lorafit.streams import compression, sources
 
@@ -166,6 +166,13 @@ def test_json_in_a_cell_of_csv_is_json_and_what_is_missing_is_empty(tmp_path: Pa
     assert cells == [['[1, "ü"]', "true"], ["", "1.5"], ["1", ""]]
 
 
+def test_a_number_of_json_keeps_its_digits_in_a_cell_of_csv(tmp_path: Path) -> None:
+    numbers = ["3.14159265358979323846", "1.10", "12345678901234567890123", "1e5", "-0.0"]
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"a": {number}}}\n' for number in numbers))
+    copy_without_schema(tmp_path / "in.jsonl", tmp_path / "out.csv")
+    assert [row["a"] for row in rows_of(tmp_path / "out.csv")] == numbers
+
+
 def typed_table() -> pa.Table:
     """Return a column of every kind that people keep in Parquet, with a null in each."""
     zone = pa.timestamp("ns", "Europe/Berlin")
@@ -228,10 +235,7 @@ def test_parts_are_bounded_in_rows_and_in_characters(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sources, "CHARACTERS_A_PART", 1000)
     rows = [{"text": "x" * 90}] * 100
     for kind in KINDS:
-        if kind == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", use_dictionary=False)
-        else:
-            write_odd(tmp_path / f"in{kind}", rows)
+        write_odd(tmp_path / f"in{kind}", rows)
         sizes = [len(part) for part in streams.opened(tmp_path / f"in{kind}").parts()]
         assert sum(sizes) == 100
         assert 8 <= max(sizes) <= 12
@@ -279,6 +283,7 @@ PLAIN = "text\n" + "".join(f"row {number}\n" for number in range(1000))
         ("empty.csv", b"", "is empty"),
         ("blank.csv", b"\n\n", "is empty"),
         ("latin.csv", "text\ncafé\n".encode("latin1"), "is not UTF-8 (byte 8: 0xe9). Convert it first"),
+        ("e.csv.xz", lzma.compress(b"\xe9"), "example: xz -dc e.csv.xz | iconv -f LATIN1 -t UTF-8 > utf8.csv"),
         ("late.csv.gz", gzip.compress(b"text\n" + b"a\n" * 2_000_000 + b"\xff\n"), "is not UTF-8 (byte 4000005: 0xff)"),
         ("latin.jsonl", '{"text": "café"}'.encode("latin1"), "is not UTF-8 (byte 13: 0xe9)"),
         ("half.csv", b"text\ncaf\xc3", "is not UTF-8 (byte 8: 0xc3)"),
@@ -289,6 +294,8 @@ PLAIN = "text\n" + "".join(f"row {number}\n" for number in range(1000))
         ("cut.tsv.bz2", cut(bz2.compress(PLAIN.encode())), "can't be read as TSV.BZ2"),
         ("cut.csv.xz", cut(lzma.compress(PLAIN.encode())), "can't be read as CSV.XZ"),
         ("cut.csv.zst", cut(compression.compressed(PLAIN.encode(), ".zst")), "can't be read as CSV.ZST"),
+        ("late.csv.bz2", bz2.compress(b"text\na\n") + b"X" + bz2.compress(b"b\n")[1:], "can't be read as CSV.BZ2"),
+        ("late.csv.xz", lzma.compress(b"text\na\n") + b"X" + lzma.compress(b"b\n")[1:], "can't be read as CSV.XZ"),
         ("no.csv.gz", PLAIN.encode(), "can't be read as CSV.GZ: Not a gzipped file"),
         ("no.csv.zst", PLAIN.encode(), "can't be read as CSV.ZST"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
@@ -303,6 +310,12 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_refused_in_one_sentence(
     with pytest.raises(DataError) as error:
         list(streams.opened(tmp_path / name).parts())
     assert sentence in str(error.value)
+
+
+def test_zeros_between_and_behind_the_members_of_xz_are_no_part_of_it(tmp_path: Path) -> None:
+    members = [lzma.compress(b"text\na\n"), b"\0" * 200_000, lzma.compress(b"b\n" * 300_000), b"\0" * 8]
+    (tmp_path / "in.csv.xz").write_bytes(b"".join(members))
+    assert len(rows_of(tmp_path / "in.csv.xz")) == 300_001
 
 
 def test_a_quote_that_is_never_closed_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,3 +349,35 @@ def test_dates_with_a_zone_are_what_they_were() -> None:
     from lorafit.streams.rows import plain
 
     assert plain({"at": datetime(2024, 1, 2, tzinfo=UTC)}) == {"at": "2024-01-02T00:00:00+00:00"}
+
+
+def odd_parquet(name: str) -> pa.Table:
+    """Return a column that Arrow reads and Python or JSON can't have."""
+    columns = {
+        "far": pa.array([3_000_000, 5], pa.date32()),
+        "farther": pa.array([10**18, 5], pa.timestamp("us")),
+        "spans": pa.array([2**62, 5], pa.duration("s")),
+        "within": pa.array([[3_000_000], None], pa.list_(pa.date32())),
+        "nanoseconds": pa.array([[1], None], pa.list_(pa.time64("ns"))),
+        "doubled": pa.StructArray.from_arrays([pa.array([1, 2]), pa.array([2, 3])], ["a", "a"]),
+    }
+    return pa.table({"text": ["a film", "b"], name: columns[name]})
+
+
+@pytest.mark.parametrize("name", ["far", "farther", "spans", "within", "nanoseconds", "doubled"])
+def test_what_text_cannot_say_of_parquet_is_refused_by_the_columns_name(name: str, tmp_path: Path) -> None:
+    pq.write_table(odd_parquet(name), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=f"Column '{name}', of .*, can't be read as text"):
+        copy(tmp_path / "in.parquet", tmp_path / "out.csv")
+
+
+def test_parquet_with_bytes_for_text_is_refused_by_the_columns_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "b": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match=r"column 'b' is damaged \(Invalid UTF8"):
+        rows_of(tmp_path / "in.parquet")
+
+
+def test_a_file_that_nobody_can_look_at_is_one_sentence(tmp_path: Path) -> None:
+    for read in (streams.opened, tables.read):
+        with pytest.raises(DataError, match=r"can't be read: file name too long"):
+            read(tmp_path / f"{'x' * 300}.csv")

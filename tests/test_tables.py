@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lorafit import tables
@@ -28,6 +30,13 @@ def test_a_missing_column_shows_those_there_are(tmp_path: Path) -> None:
         tables.column(table, "reviews", "f.csv")
 
 
+def latin_parquet() -> bytes:
+    """Return a file of Parquet whose text is not UTF-8."""
+    written = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": pa.array([b"\xff"]).view(pa.string()), "label": ["a"]}), written)
+    return bytes(written.getvalue())
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
@@ -39,6 +48,7 @@ def test_a_missing_column_shows_those_there_are(tmp_path: Path) -> None:
         ("broken.jsonl", b'{"text": "a"}\n{"text": \n', "line 2"),
         ("digits.jsonl", b'{"text": "a"}\n{"text": ' + b"1" * 5000 + b"}\n", "line 2"),
         ("list.jsonl", b"[1, 2]\n", "line 1 holds no object"),
+        ("latin.parquet", latin_parquet(), "can't be read as PARQUET"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
         ("notes.docx", b"", "unknown format; lorafit reads .csv, .tsv, .jsonl, .parquet"),
     ],

@@ -28,7 +28,6 @@ from lorafit.errors import LorafitWarning
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _outer_bar: Progress | None = None  # a terminal has room for one live display
-_counts_rows = False
 SECONDS_BETWEEN_SENTENCES = 60
 
 
@@ -51,16 +50,13 @@ def complain(kind: str, sentence: str, style: str) -> None:
 def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Show a progress bar with an estimate of the time left, where the total is known; yields ``advance(n)``.
 
-    A bar within a bar (validation within training) is a second line; within a `row_bar` it is not drawn. Nothing is
-    drawn when silenced or when standard error is not a terminal.
+    A bar within a bar (validation within training) is a second line. Nothing is drawn when silenced or when standard
+    error is not a terminal.
 
     >>> with bar("tokenizing", total=2) as advance:
     ...     advance(2)
     """
     global _outer_bar
-    if _counts_rows:
-        yield lambda _: None
-        return
     if _outer_bar is not None:
         task = _outer_bar.add_task(description, total=total)
         inner = _outer_bar
@@ -85,7 +81,7 @@ def row_bar(total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     >>> with row_bar(total=1_000_000) as advance:
     ...     advance(8192)
     """
-    global _counts_rows
+    global _outer_bar
     sentences = _Sentences(total, done)
     with _bars(MofNCompleteColumn(), _RateColumn()) as progress:
         task = progress.add_task("Rows", total=total, completed=done)
@@ -94,11 +90,11 @@ def row_bar(total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
             progress.advance(task, count)
             sentences.advance(count)
 
-        _counts_rows = True
+        _outer_bar = progress
         try:
             yield advance
         finally:
-            _counts_rows = False
+            _outer_bar = None
 
 
 class _RateColumn(ProgressColumn):

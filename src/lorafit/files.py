@@ -21,7 +21,16 @@ _DISK_FULL_SIGNS = (
     "inline_container",
     "PytorchStreamWriter",
 )
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -33,10 +42,10 @@ def storing(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise _disk_full(path) from error
-        if error.errno in _READ_ONLY:
-            raise StorageError(f"{path} can't be written: {(error.strerror or 'not permitted').lower()}.") from error
         if error.errno in {errno.ENOTDIR, errno.EEXIST}:
             raise StorageError(f"{path} can't be a folder: a file stands there or on the way to it.") from error
+        if error.errno in _REFUSED:
+            raise StorageError(f"{path} can't be written: {(error.strerror or str(error)).lower()}.") from error
         raise
     except LorafitError:
         raise

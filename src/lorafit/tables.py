@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from lorafit.errors import DataError, nearest
 
@@ -21,6 +22,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MOST_LABELS = 150
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a lone surrogate: JSON can say it, UTF-8 and tokenizers can't
 _ROWS_NAMED = 5
+_UNPACK = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "message", "body")
 _LABEL_NAMES = ("label", "labels", "sentiment", "class", "category", "target", "y")
 
@@ -45,8 +47,7 @@ def read(file: Path) -> pd.DataFrame:
         DataError: no such file, an unknown format, no rows, bytes that are not UTF-8, or a broken file.
     """
     suffix = _suffix(file)
-    if not file.is_file():
-        raise DataError(f"There is no file {file}.")
+    refuse_missing(file)
     try:
         table = _READERS[suffix](file)
     except UnicodeDecodeError:
@@ -116,10 +117,28 @@ def is_number(value: Any) -> bool:
     return True
 
 
+def refuse_missing(file: Path) -> None:
+    """Refuse a file that is not there, or that nobody can look at.
+
+    Raises:
+        DataError: always that.
+    """
+    try:
+        there = file.is_file()
+    except OSError as error:  # on the way is a folder that is not ours to enter, or the name is too long
+        raise DataError(f"{file} can't be read: {(error.strerror or str(error)).lower()}.") from None
+    if not there:
+        raise DataError(f"There is no file {file}.")
+
+
 def not_utf8(file: Path, place: str) -> DataError:
     """Return the refusal of a file that is not UTF-8, with a way to convert it."""
-    example = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
-    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {example}")
+    suffix = file.suffix.lower()
+    convert = f"iconv -f LATIN1 -t UTF-8 {file.name} > utf8{file.suffix}"
+    if suffix in _UNPACK:
+        plain = Path(file.stem)
+        convert = f"{_UNPACK[suffix]} -dc {file.name} | iconv -f LATIN1 -t UTF-8 > utf8{plain.suffix}"
+    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {convert}")
 
 
 def _bad_byte(file: Path) -> str:
@@ -168,11 +187,16 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+def _read_parquet(file: Path) -> pd.DataFrame:
+    pq.read_table(file).validate(full=True)  # pandas meets text that is not UTF-8 only where it is used
+    return pd.read_parquet(file)
+
+
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".csv": _read_separated(","),
     ".tsv": _read_separated("\t"),
     ".jsonl": _read_jsonl,
-    ".parquet": pd.read_parquet,
+    ".parquet": _read_parquet,
 }
 
 

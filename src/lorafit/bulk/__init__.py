@@ -23,7 +23,7 @@ from lorafit.bulk.ledger import Ledger
 from lorafit.bulk.look import Rule, look_at, usable_places
 from lorafit.data import Text
 from lorafit.errors import DataError, StorageError
-from lorafit.files import sha256_of
+from lorafit.files import sha256_of, storing
 from lorafit.predict import Classifier
 from lorafit.streams import ArrowSink, Part, Sink, Source
 
@@ -94,9 +94,9 @@ def score(
     """
     start = time.monotonic()
     columns = [text_column, pair_column] if pair_column else [text_column]
-    _refuse_places(source, target, overwrite)
     table = streams.opened(source)
     before = _state(source)
+    _refuse_places(source, target, overwrite)
     rule = Rule(columns, streams.form_of(target), rejected_file(target), strict)
     with streams.in_flat_memory(), ledger.held(target, rejected_file(target)) as book:
         look = look_at(table, rule)
@@ -107,13 +107,17 @@ def score(
         answers = Answers(classifier, base, prefix, book)
         _refuse_misfits(classifier, source, pair_column)
         _refuse_clash(answers.columns, look.columns, source, prefix)
-        book.begin(_job(classifier, source, columns, prefix, base), overwrite=overwrite)
+        job = _job(classifier, source, columns, prefix, base)
+        if _state(source) != before:
+            raise DataError(f"{source} has changed while it was looked at. Run it again.")
+        book.begin(job, overwrite=overwrite)
         sink = streams.sink(rule.form, look.columns, look.schema, table.codec)
         resumed_after = book.progress.rows
         with _naming_the_way_on(book, look.rows):
             _write(table, rule, sink, answers, book, look.rows)
         if _state(source) != before or book.progress.rows != look.rows:
-            raise DataError(f"{source} has changed while it was read. Start anew with --overwrite.")
+            book.forget()  # nobody knows which rows are of which state
+            raise DataError(f"{source} has changed while it was read; what was written is forgotten. Run it again.")
         finish = sink.to_parquet if isinstance(sink, ArrowSink) else None
         book.publish(finish, overwrite=overwrite)
         done = book.progress
@@ -211,7 +215,10 @@ def _naming_the_way_on(book: Ledger, rows: int) -> Iterator[None]:
 
 
 def _state(file: Path) -> tuple[int, int]:
-    found = file.stat()
+    try:
+        found = file.stat()
+    except OSError:
+        return -1, -1  # it is gone, which is a change too
     return found.st_size, found.st_mtime_ns
 
 
@@ -223,15 +230,16 @@ def _refuse_places(source: Path, target: Path, overwrite: bool) -> None:
         StorageError: a folder of that name, no folder to write it into, or a file that stands there.
     """
     streams.form_of(target)
-    if target.is_dir():
-        raise StorageError(f"{target} is a folder; name a file.")
-    if not os.access(target.absolute().parent, os.W_OK):
-        raise StorageError(f"There is no folder {target.absolute().parent} that can be written.")
-    for file in (target, rejected_file(target)):
-        if file.exists() and source.exists() and file.samefile(source):
-            raise DataError(f"{file} would be written over the input. Name another output.")
-        if file.exists() and not overwrite and not ledger.work_folder(target).exists():
-            raise ledger.in_the_way(file)
+    with storing(target):
+        if target.is_dir():
+            raise StorageError(f"{target} is a folder; name a file.")
+        if not os.access(target.absolute().parent, os.W_OK):
+            raise StorageError(f"There is no folder {target.absolute().parent} that can be written.")
+        for file in (target, rejected_file(target)):
+            if file.exists() and file.samefile(source):
+                raise DataError(f"{file} would be written over the input. Name another output.")
+            if file.exists() and not overwrite and not ledger.work_folder(target).exists():
+                raise ledger.in_the_way(file)
 
 
 def _refuse_misfits(classifier: Classifier, source: Path, pair_column: str) -> None:

@@ -14,7 +14,7 @@ from lorafit.predict import Classifier
 TEXTS_AT_ONCE = (
     4096  # tens of batches, so that the ends of calls cost little; CHARACTERS_AT_ONCE bounds what a kill loses
 )
-CHARACTERS_AT_ONCE = 1_000_000
+CHARACTERS_AT_ONCE = 400_000
 _PROBABILITY = np.dtype("<f8")
 
 

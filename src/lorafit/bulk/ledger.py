@@ -91,9 +91,7 @@ class Ledger:
                 "Start anew with --overwrite, or repeat the command that began it."
             )
         if differing:
-            self.close()
-            _sweep(self.folder)
-            self.progress = Progress()
+            self.forget()
             self._go_on(job)
         if not overwrite:
             self._refuse_others()
@@ -115,7 +113,17 @@ class Ledger:
         if not differing:
             self.progress = Progress() if state is None else _progress(json.loads(state[0]))
             self._cut_off()
+            if self.published and not self.target.exists():
+                self.progress = Progress()
+                said = f"{self.target} was finished, and is not there any more"
+                raise _DamagedError(f"{said}. Start anew with --overwrite, or remove {self.folder}.")
         return differing
+
+    def forget(self) -> None:
+        """Remove all that was written and answered."""
+        self.close()
+        _sweep(self.folder)
+        self.progress = Progress()
 
     def close(self) -> None:
         """Let go of the book."""
@@ -272,7 +280,7 @@ def held(target: Path, rejected: Path) -> Iterator[Ledger]:
     folder = work_folder(target)
     with storing(folder):
         folder.mkdir(exist_ok=True)
-    strange = next((file.name for file in folder.iterdir() if not _is_ours(file)), None)
+        strange = next((file.name for file in folder.iterdir() if not _is_ours(file)), None)
     if strange is not None:
         raise StorageError(f"{folder} holds {strange!r}, which is not ours. Move that folder, or name another output.")
     ledger = Ledger(target, rejected)
@@ -296,9 +304,11 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        if all(file.name == _LOCK for file in folder.iterdir()):
+        if os.name == "nt":  # where a file that is open can't be removed
+            lock.release()
+        if folder.is_dir() and all(file.name == _LOCK for file in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
 def _opened(folder: Path) -> sqlite3.Connection:

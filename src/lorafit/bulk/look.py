@@ -47,7 +47,7 @@ class Look:
 
 
 def look_at(table: Source, rule: Rule) -> Look:
-    """Read the whole input once, of Parquet the texts alone.
+    """Read the whole input once.
 
     Raises:
         DataError: a missing column, a file that can't be read or that the output can't hold, no row that is answered;
@@ -56,27 +56,35 @@ def look_at(table: Source, rule: Rule) -> Look:
     if table.columns:
         _refuse_missing(rule.columns, table.columns, table.file)
     _refuse_bytes(table, rule.form)
-    columns, schema = dict.fromkeys(table.columns), table.schema
+    seen, columns, schema = dict.fromkeys(table.columns), dict.fromkeys(table.columns), table.schema
     rows, first_unusable = 0, ""
-    usable = 0
+    usable, mixed = 0, False
     with console.bar("Looking at the input", total=table.rows) as advance:
-        for part in table.parts(rule.columns):
+        for part in table.parts():
             reasons = rule.reasons(part)
             first_unusable = first_unusable or _first(part, reasons)
             if first_unusable and rule.strict:
                 raise DataError(f"{table.file}, {first_unusable}. Without --strict such rows go to {rule.rejected}.")
+            if rule.form.kind != ".parquet" or not table.columns:
+                seen |= _keys(part)  # which reads all cells, so that one that can't be said is found here
             if not table.columns:
-                columns |= dict.fromkeys(name for cells in part.objects() for name in cells)
-                schema = _joined(schema, part.take(usable_places(reasons)), rule.form, table.file)
+                kept = part.take(usable_places(reasons))
+                columns |= _keys(kept)
+            if not table.columns and rule.form.kind == ".parquet":
+                here = kept.schema()
+                before, schema = schema, _joined(schema, here, table.file)
+                mixed = mixed or any(schema.field(field.name).type != field.type for field in (*before, *here))
             rows, usable = rows + len(part), usable + reasons.count("")
             advance(len(part))
     if not rows:
         raise DataError(f"{table.file} holds no rows.")
-    _refuse_missing(rule.columns, list(columns), table.file)
+    _refuse_missing(rule.columns, list(seen), table.file)
     if not usable:
         raise nothing_usable(table.file, first_unusable)
     if rule.form.kind == ".parquet":
         sinks.refuse_what_parquet_cannot_hold(schema)
+        if mixed:
+            _refuse_unfit(table, rule, schema)
     return Look(rows, list(columns), schema)
 
 
@@ -90,18 +98,26 @@ def nothing_usable(file: Path, first: str) -> DataError:
     return DataError(f"{file} has no row that can be answered; {first}.")
 
 
+def _keys(part: Part) -> dict[str, None]:
+    return dict.fromkeys(name for cells in part.objects() for name in cells)
+
+
 def _first(part: Part, reasons: list[str]) -> str:
     return next((f"row {part.first + place + 1}: {reason}" for place, reason in enumerate(reasons) if reason), "")
 
 
-def _joined(schema: pa.Schema, part: Part, form: Form, file: Path) -> pa.Schema:
-    """Return the types that hold what came before and these rows; they are asked for only by Parquet."""
-    if form.kind != ".parquet":
-        return schema
+def _joined(before: pa.Schema, here: pa.Schema, file: Path) -> pa.Schema:
+    """Return the types that hold what came before and what is here."""
     try:
-        return pa.unify_schemas([schema, part.schema()], promote_options="permissive")
+        return pa.unify_schemas([before, here], promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"{file}: {str(error).splitlines()[0]}. A JSONL file can hold such a column.") from None
+
+
+def _refuse_unfit(table: Source, rule: Rule, schema: pa.Schema) -> None:
+    """Refuse cells that do not fit a type that other parts have widened, such as 2**53 + 1 in a column of floats."""
+    for part in table.parts():
+        part.take(usable_places(rule.reasons(part))).arrow(schema)
 
 
 def _refuse_missing(wanted: list[str], columns: list[str], file: Path) -> None:

@@ -61,8 +61,8 @@ def predict(
         return loaded
 
     if input_file is not None:
-        if texts or output_file is None:
-            raise DataError("--input needs --output, and no texts beside it.")
+        if texts or as_json or output_file is None:
+            raise DataError("--input needs --output, and neither texts nor --json beside it.")
         from lorafit import bulk
 
         found = bulk.score(

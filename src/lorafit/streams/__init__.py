@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lorafit.errors import DataError
 from lorafit.streams.form import Form, form_of
 from lorafit.streams.rows import ArrowPart, Part, TextPart
 from lorafit.streams.sinks import ArrowSink, Sink, TextSink
 from lorafit.streams.sources import ParquetSource, Source, TextSource
+from lorafit.tables import refuse_missing
 
 __all__ = [
     "ArrowPart",
@@ -42,8 +42,7 @@ def opened(file: Path) -> Source:
     25000
     """
     form = form_of(file)
-    if not file.is_file():
-        raise DataError(f"There is no file {file}.")
+    refuse_missing(file)
     return ParquetSource(file) if form.kind == ".parquet" else TextSource(file, form)
 
 

@@ -15,6 +15,19 @@ from lorafit.errors import DataError
 from lorafit.tables import HALF_CHARACTER
 
 
+class Number(float):
+    """A float of JSON, and as what it stood there: "1.10"."""
+
+    __slots__ = ("said",)
+    said: str
+
+    def __new__(cls, said: str) -> "Number":
+        """Return it from its digits."""
+        number = super().__new__(cls, said)
+        number.said = said
+        return number
+
+
 class Row(NamedTuple):
     """A row of a text format: its cells by column, and what stood there where JSON said it, or where it is no row."""
 
@@ -93,8 +106,7 @@ class ArrowPart:
 
     def column(self, name: str) -> list[Any]:
         """Return the cells of a column; None: missing."""
-        cells: list[Any] = self.batch.column(name).to_pylist()
-        return cells
+        return as_python(name, self.batch.column(name))
 
     def faults(self) -> list[str]:
         """Return why each row is none: it always is one."""
@@ -110,9 +122,14 @@ class ArrowPart:
         return self if everything else ArrowPart(self.first, self.batch.take(pa.array(places, pa.int64())))
 
     def objects(self) -> list[dict[str, Any]]:
-        """Return each row as an object that JSON can hold: dates in ISO 8601, decimals as text, bytes in base64."""
-        columns = [[plain(cell) for cell in as_python(column)] for column in self.batch.columns]
+        """Return each row as an object that JSON can hold: dates in ISO 8601, decimals as text, bytes in base64.
+
+        Raises:
+            DataError: a column holds what has no such form.
+        """
         names = self.batch.schema.names
+        pairs = zip(names, self.batch.columns, strict=True)
+        columns = [[plain(cell) for cell in as_python(name, column)] for name, column in pairs]
         return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
     def lines(self) -> list[str]:
@@ -144,10 +161,25 @@ def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def as_python(column: pa.Array) -> list[Any]:
-    """Return the cells of a column as Python's values; nanoseconds of a time of day, which Python lacks, as text."""
-    cells: list[Any] = (column.cast(pa.string()) if column.type == pa.time64("ns") else column).to_pylist()
+def as_python(name: str, column: pa.Array) -> list[Any]:
+    """Return the cells of a column as Python's values; nanoseconds of a time of day, which Python lacks, as text.
+
+    Raises:
+        DataError: dates that Python does not have, objects with two fields of one name, nanoseconds within lists.
+    """
+    if column.type == pa.time64("ns"):
+        column = column.cast(pa.string())
+    if "time64[ns]" in str(column.type):
+        raise _unsayable(name, column, "nanoseconds would be lost")
+    try:
+        cells: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError) as error:
+        raise _unsayable(name, column, str(error)) from None
     return cells
+
+
+def _unsayable(name: str, column: pa.Array, reason: str) -> DataError:
+    return DataError(f"Column {name!r}, of {column.type}, can't be read as text ({reason}). Parquet can hold it.")
 
 
 def plain(cell: Any) -> Any:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from lorafit.errors import DataError
 from lorafit.streams import compression
 from lorafit.streams.form import Form
-from lorafit.streams.rows import ArrowPart, Part, Row, TextPart
+from lorafit.streams.rows import ArrowPart, Number, Part, Row, TextPart
 from lorafit.tables import not_utf8
 
 ROWS_A_PART = 8192
@@ -23,6 +23,7 @@ CHARACTERS_A_PART = 16_000_000
 LONGEST_CELL = 1 << 27  # in characters: a quote that is never closed is found here, if the file does not end before
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BLOCK_BYTES = 1 << 20
+_ROWS_WEIGHED = 64
 
 
 class TextSource:
@@ -38,7 +39,7 @@ class TextSource:
                 self.columns = _header(_records(lines, SEPARATORS[form.kind], file), file)
         self.schema = pa.schema([(name, pa.string()) for name in self.columns])
 
-    def parts(self, columns: list[str] | None = None) -> Iterator[Part]:  # noqa: ARG002
+    def parts(self) -> Iterator[Part]:
         """Yield all rows, in parts of at most `ROWS_A_PART` rows and about `CHARACTERS_A_PART` characters.
 
         Raises:
@@ -84,20 +85,22 @@ class ParquetSource:
             self.schema: pa.Schema = parquet.schema_arrow
             self.rows: int | None = facts.num_rows
             groups = [facts.row_group(place) for place in range(facts.num_row_groups)]
+            largest = max((_bytes_a_row(parquet, place) for place in range(len(groups))), default=0.0)
         self.codec = groups[0].column(0).compression.lower() if groups and self.columns else "snappy"
         characters = sum(group.total_byte_size for group in groups) / max(facts.num_rows, 1)
-        self._rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / max(characters, 1))))
+        self._rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / max(characters, largest, 1))))
         _refuse_double(self.columns, file)
 
-    def parts(self, columns: list[str] | None = None) -> Iterator[Part]:
-        """Yield all rows, of these columns alone if they are named, in parts that are bounded as those of a text are.
+    def parts(self) -> Iterator[Part]:
+        """Yield all rows, in parts that are bounded as those of a text are.
 
         Raises:
-            DataError: a damaged file.
+            DataError: a damaged file, or text in it that is not UTF-8.
         """
         with self._reading() as parquet:
             first = 0
-            for batch in parquet.iter_batches(self._rows_a_part, columns=columns, use_threads=False):
+            for batch in parquet.iter_batches(self._rows_a_part, use_threads=False):
+                _refuse_damaged(batch, self.file)
                 yield ArrowPart(first, batch)
                 first += batch.num_rows
 
@@ -108,10 +111,7 @@ class ParquetSource:
             _refusing(self.file, self.form),
             pq.ParquetFile(self.file, buffer_size=_BLOCK_BYTES, pre_buffer=False) as parquet,
         ):
-            try:
-                yield parquet
-            except UnicodeDecodeError:
-                raise not_utf8(self.file, "in one of its cells") from None
+            yield parquet
 
 
 Source = TextSource | ParquetSource
@@ -189,6 +189,21 @@ def _refuse_double(columns: list[str], file: Path) -> None:
         raise DataError(f"{file} has two columns {double!r}. Rename one of them.")
 
 
+def _bytes_a_row(parquet: pq.ParquetFile, group: int) -> float:
+    """Return what the first rows of a row group take in memory: its own size counts a text that comes again once."""
+    first = next(parquet.iter_batches(_ROWS_WEIGHED, row_groups=[group], use_threads=False), None)
+    return first.nbytes / first.num_rows if first else 0.0
+
+
+def _refuse_damaged(batch: pa.RecordBatch, file: Path) -> None:
+    """Refuse what Arrow reads unseen, such as text that is not UTF-8."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{file}: column {name!r} is damaged ({str(error).rstrip('.')}).") from None
+
+
 def _cells_by_column(records: Iterable[tuple[list[str] | Row, int]], columns: list[str]) -> Iterator[tuple[Row, int]]:
     """Yield the rows behind a header. A blank line is none, unless an empty cell of the only column looks so."""
     count = len(columns)
@@ -213,7 +228,7 @@ def _json_rows(lines: Iterable[str]) -> Iterator[tuple[Row, int]]:
 
 def _json_row(line: str) -> Row:
     try:
-        cells = json.loads(line)
+        cells = json.loads(line, parse_float=Number)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits too
         return Row({}, f"it is not JSON that can be read ({error})", line)
     if not isinstance(cells, dict):
