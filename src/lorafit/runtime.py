@@ -66,7 +66,7 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
     """
     if precision not in ("auto", "fp32", "bf16"):
         raise RecipeError(f"There is no precision {precision!r}; there are auto, fp32 and bf16.")
-    _keep_few_shapes()
+    keep_few_shapes()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = threads or _usable_cores()
     torch.set_num_threads(threads)
@@ -87,7 +87,7 @@ def restore(record: dict[str, Any]) -> Runtime:
     Raises:
         RunError: the device is not there any more.
     """
-    _keep_few_shapes()
+    keep_few_shapes()
     where = Runtime(**record)
     if where.device == "cuda" and not torch.cuda.is_available():
         raise RunError("The run was started on a GPU, and there is none here. Train it anew with --overwrite.")
@@ -153,14 +153,17 @@ def _onednn_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _keep_few_shapes() -> None:
+def keep_few_shapes(products: int = 32) -> None:
     """Let oneDNN and torch's layer above it keep the last few products they have prepared, not the last thousand.
 
     Without padding every batch has another number of rows, and each kept product holds memory: 2 GB after 400 batches.
     Preparing one anew takes no measurable time. Read once, when the process does its first product.
+
+    Args:
+        products: how many; a step of training has some twenty kinds, prediction five.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(products))
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(products // 2))
 
 
 def _usable_cores() -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lorafit import console, streams
+from lorafit import console, runtime, streams
 from lorafit.bulk import ledger
 from lorafit.bulk.answers import Answers
 from lorafit.bulk.ledger import Ledger
@@ -27,6 +27,7 @@ from lorafit.files import sha256_of, storing
 from lorafit.predict import Classifier
 from lorafit.streams import ArrowSink, Part, Sink, Source
 
+_PRODUCTS_KEPT = 16  # with 32 memory grows by a tenth until they are all seen
 _PROBES = ("A film to remember.", "Two hours that I will not get back, " * 40, "No.")
 
 
@@ -100,6 +101,7 @@ def score(
     rule = Rule(columns, streams.form_of(target), rejected_file(target), strict)
     with streams.in_flat_memory(), ledger.held(target, rejected_file(target)) as book:
         look = look_at(table, rule)
+        runtime.keep_few_shapes(_PRODUCTS_KEPT)
         classifier = load()
         if classifier.strips_tags:
             rule = replace(rule, strips_tags=True)
