@@ -77,9 +77,11 @@ def test_a_run_in_bf16_is_merged_against_the_stored_weights(
 def test_what_stands_at_the_target_is_not_replaced_unasked(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    for target in (tmp_path / "mine", tmp_path, trained, trained / "adapter"):
+    for target in (tmp_path / "mine", tmp_path, trained):
         with pytest.raises(StorageError, match="holds something else than an export. Choose another place"):
             export.export(trained, "merged", target, overwrite=True)
+    with pytest.raises(StorageError, match="lies inside the bundle itself"):
+        export.export(trained, "merged", trained / "adapter", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     assert (trained / "adapter" / "lorafit.json").exists()
     made = export.export(trained, "merged", tmp_path / "merged")
