@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -267,13 +267,21 @@ def test_the_official_splits_of_a_data_set_are_used_as_they_are(
     assert "Texts of the validation source that stand in the test too: 1. They are left out of validation" in said.err
 
 
+@pytest.fixture
+def large_imdb(published: HubServer) -> Iterator[None]:
+    """More of it for a while; the cache goes back to what other tests expect too, whichever comes next."""
+    publish_imdb(published, 4600, 2100)
+    yield
+    publish_imdb(published, 300, 200)
+    data.open_source("hub:stanfordnlp/imdb", refresh=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "flags"), [("imdb-bert-base-cased", []), ("imdb-bert-base-uncased", ["--small"])])
 def test_the_two_bert_recipes_run_whole_on_a_stand_in_encoder(
-    name: str, flags: list[str], published: HubServer, cli: Cli
+    name: str, flags: list[str], large_imdb: None, cli: Cli
 ) -> None:
     """The recipes as they are shipped; only the window is the stand-in's."""
-    publish_imdb(published, 4600, 2100)
     recipe = [ROOT / "recipes" / f"{name}.toml", *flags, "-s", "data.max_tokens=64"]
     for step in ("fetch", "train"):  # an older revision may be cached; fetch asks for the newest
         said = cli(step, *recipe)

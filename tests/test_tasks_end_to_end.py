@@ -5,6 +5,7 @@ import json
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -406,8 +407,7 @@ def test_pairs_have_type_ids_and_the_longer_text_is_cut(tiny: Path) -> None:
 def test_a_base_without_a_mark_for_second_texts_is_refused(trained: Path) -> None:
     from lorafit import bundle
 
-    loaded = bundle.load(trained / "adapter")
-    loaded.model.config.type_vocab_size = 1
+    loaded = replace(bundle.load(trained / "adapter"), token_types=1)
     with pytest.raises(BundleError, match="marks the second text of a pair, which its base can't"):
         loaded.encode([("good", "bad")])
 
