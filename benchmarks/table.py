@@ -214,7 +214,7 @@ def exports() -> list[str]:
             f"| {found['lorafit_texts_per_second']:.0f} | {found['largest_logit_gap']:.0e} "
             f"| {accuracy['export']:.3f}, {accuracy['gap_points']:+.1f} points ({low:+.1f} to {high:+.1f}) |"
         )
-    return rows
+    return [*rows, "", _measured_at(_results("exports"))]
 
 
 def bulk() -> list[str]:
@@ -239,7 +239,7 @@ def bulk() -> list[str]:
         "",
         f"Peak memory: {few['peak_memory_bytes'] / 1e6:,.0f} MB with {few['rows']:,} short texts, "
         f"{many['peak_memory_bytes'] / 1e6:,.0f} MB ({more:+.1%}) with {many['rows']:,}, which took "
-        f"{many['seconds'] / 60:.1f} min, start included.",
+        f"{many['seconds'] / 60:.1f} min, start included. {_measured_at(measured)}",
     ]
     return rows
 
@@ -280,6 +280,11 @@ def _over_seeds(rows: list[dict[str, Any]]) -> str:
         f"{statistics.mean(row['tokens'] for row in rows) / 1e6:.1f} million",
     )
     return " | ".join(cells)
+
+
+def _measured_at(measured: dict[str, Any]) -> str:
+    """Return of which code and machine a block's figures are."""
+    return f"Measured at {measured['commit']} on {measured['machine']['cores']} cores, {measured['date']}."
 
 
 def _results(name: str) -> dict[str, Any]:

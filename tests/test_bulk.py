@@ -143,7 +143,7 @@ def test_what_is_no_text_goes_to_the_rejected_file_with_its_number_reason_and_co
     said = cli("predict", trained, "--input", "in.jsonl", "--output", "out.jsonl")
     assert said.code == 0, said.err
     assert said.out.startswith("Wrote 2 rows to out.jsonl in ")
-    assert said.out.endswith("; 9 rows are in out.jsonl.rejected.jsonl.\n")
+    assert said.out.endswith("; rejected: 9, in out.jsonl.rejected.jsonl.\n")
     assert [json.loads(line)["text"] for line in lines_of(Path("out.jsonl"))] == ["a good film", "bad"]
     assert '"other": "\\udc00", "predicted_label"' in Path("out.jsonl").read_text()
     raw = lines_of(Path("out.jsonl.rejected.jsonl"))

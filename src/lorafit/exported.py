@@ -5,13 +5,12 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from lorafit import manifest
+from lorafit import checks, manifest
 from lorafit.errors import BundleError
 from lorafit.files import sha256_of
 from lorafit.manifest import Manifest, Part, PlainFileName, Sha256, Shown
 
 FILE = manifest.EXPORT_FILE
-CARD = "README.md"
 FORMAT_VERSION = 1
 _SAFE = {".json", ".safetensors", ".onnx", ".xml", ".txt", ".model", ".jinja"}
 _WEIGHTS = "openvino_model.bin"  # plain numbers; every other .bin may be a pickle
@@ -152,5 +151,5 @@ def refuse_others(folder: Path, made: Exported) -> None:
         BundleError: names the first such file; hidden ones are not read.
     """
     names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    for name in sorted(names - {FILE, CARD} - made.files.keys()):
+    for name in sorted(names - {FILE, checks.CARD} - made.files.keys()):
         raise BundleError(f"{folder} holds {name}, which is no part of this export. Take it out.")

@@ -176,8 +176,8 @@ def print_scored(scored: "Scored", target: Path) -> None:
     from lorafit.console import duration
 
     facts = [f"{scored.rows_per_second:,.0f} a second"]
-    facts += [f"{scored.repeated:,} repeated texts scored once"] if scored.repeated else []
-    rest = f"; {scored.rejected:,} rows are in {rejected_file(target)}" if scored.rejected else ""
+    facts += [f"repeated texts, scored once: {scored.repeated:,}"] if scored.repeated else []
+    rest = f"; rejected: {scored.rejected:,}, in {rejected_file(target)}" if scored.rejected else ""
     typer.echo(f"Wrote {scored.rows:,} rows to {target} in {duration(scored.seconds)} ({'; '.join(facts)}){rest}.")
 
 
