@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lorafit import Classifier, backends, encoders, export, exported, pipeline, predict
+from lorafit import Classifier, backends, bundle, encoders, export, exported, pipeline, predict
 from lorafit.errors import BundleError, StorageError
 from lorafit.export import agreement, convert
 from lorafit.files import sha256_of
@@ -145,6 +145,52 @@ def test_an_export_that_drifts_is_refused_and_not_left_behind(
     )
     assert expected in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "all_of_them", "outcome"),
+    [(1, 1, "refused on 40"), (1, 0, "kept"), (20, 20, "refused on 20")],
+)
+def test_a_loss_that_may_be_chance_is_settled_by_more_texts(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    all_of_them: int,
+    outcome: str,
+) -> None:
+    """Of 20 texts one wrong is five points, and tells nothing."""
+    monkeypatch.setattr(agreement, "TEXTS", 20)
+    loaded = bundle.load(trained / "adapter")
+    held_out = agreement.choose(trained, trained / "adapter", loaded, 20)
+    right = agreement.ask_original(loaded, held_out).argmax(axis=1) == held_out.label_ids
+    ids = [tuple(held_out.tokens[row].tolist()) for row in np.flatnonzero(right)]
+    turned = iter([first, first, all_of_them])  # two passes over the first, of which one warms up
+
+    def partly_wrong(folder: Path, form: Any, loaded: Any) -> Any:
+        engine = faithful(folder, form, loaded)
+
+        def run(batches: Any) -> Iterator[np.ndarray]:
+            victims = set(ids[: next(turned)])
+            kept = [dict(batch) for batch in batches]
+            for batch, logits in zip(kept, engine(iter(kept)), strict=True):
+                for row, tokens in enumerate(batch["input_ids"].tolist()):
+                    if tuple(token for token in tokens if token != loaded.tokenizer.pad_token_id) in victims:
+                        logits[row] *= -1
+                yield logits
+
+        return run
+
+    faithful = agreement._open
+    monkeypatch.setattr(agreement, "_open", partly_wrong)
+    if outcome == "kept":
+        found = export.export(trained, "onnx-int8", tmp_path / "out").made.agreement
+        assert (found.texts, found.drawn_from) == (40, "40 of the run's 40 test texts")
+        assert found.accuracy is not None
+        assert found.accuracy.gap_points == 0
+    else:
+        with pytest.raises(BundleError, match=f"on {outcome.split()[-1]} of the run's 40 test texts"):
+            export.export(trained, "onnx-int8", tmp_path / "out")
 
 
 @pytest.mark.filterwarnings("ignore:.*lorafit did not make it")

@@ -177,8 +177,8 @@ def export(
 ) -> None:
     """Write base and adapter for another runtime, checked.
 
-    Up to 200 texts that were not trained on are asked of the export and of the original. One that drifts is refused: by
-    1e-3 in a logit, in int8 by 0.5 points of accuracy. Then: lorafit predict BUNDLE --backend OUT. All forms but merged
+    200 test texts are asked of the export and of the original, up to 2,000 where those can't tell. One that drifts is
+    refused: by 1e-3 in a logit, in int8 by 0.5 points of accuracy. Then: lorafit predict BUNDLE --backend OUT. All forms but merged
     need: pip install 'lorafit[export]'
     """
     _export(bundle, form, target, encoder, allow_different_base, overwrite)

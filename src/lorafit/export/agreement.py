@@ -1,9 +1,11 @@
 """How far an export's answers are from those of the bundle that it was made of, and whether that is near enough."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from warnings import warn
 
 import numpy as np
@@ -21,6 +23,7 @@ from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens
 
 TEXTS = 200
+TEXTS_IN_DOUBT = 2000  # where a loss among so few as 200 may be chance
 CALIBRATION_TEXTS = 100
 LARGEST_LOGIT_GAP = 1e-3  # of a form in fp32
 LARGEST_LOSS_POINTS = 0.5  # of one in int8: of accuracy, or where labels are unknown of texts decided otherwise
@@ -42,11 +45,11 @@ class HeldOut:
     samples: Samples
 
 
-def choose(source: Path, folder: Path, loaded: Loaded) -> HeldOut:
-    """Return 200 of a run's test texts, and training texts to calibrate on; of an adapter alone those of its proof."""
+def choose(source: Path, folder: Path, loaded: Loaded, most: int) -> HeldOut:
+    """Return up to `most` of a run's test texts, and others to convert by; of an adapter alone those of its proof."""
     if (source / "run.json").is_file():
         try:
-            return _of_run(source, loaded)
+            return _of_run(source, loaded, most)
         except LorafitError as error:
             warn(f"The run's own test texts can't be asked: {error}", LorafitWarning, stacklevel=3)
     texts: Sequence[Text] = _TEXTS
@@ -64,15 +67,15 @@ def choose(source: Path, folder: Path, loaded: Loaded) -> HeldOut:
     )
 
 
-def _of_run(source: Path, loaded: Loaded) -> HeldOut:
+def _of_run(source: Path, loaded: Loaded, most: int) -> HeldOut:
     run = runs.open_run(source)
     found = pipeline.data_of(run)
     chance = np.random.default_rng(0)
-    rows = chance.permutation(len(found.test))[:TEXTS]
+    rows = chance.permutation(len(found.test))[:most]  # the first of them are those that fewer would be
     return HeldOut(
         tokens=loaded.encode_prepared([found.test.texts[row] for row in rows]),
         label_ids=found.test.label_ids[rows],
-        drawn_from=f"{len(rows)} of the run's {len(found.test):,} test texts",
+        drawn_from=f"{len(rows):,} of the run's {len(found.test):,} test texts",
         samples=Samples(
             calibration=loaded.encode_prepared(found.train.texts[:CALIBRATION_TEXTS]),
             validation=loaded.encode_prepared(found.validation.texts[:CALIBRATION_TEXTS]),
@@ -101,32 +104,75 @@ def measure(
     """
     pad_id = loaded.tokenizer.pad_token_id
     where = runtime.choose()
-    try:
-        logits, rate = _asked(_open(folder, form, loaded), held_out, pad_id, f"Asking {form}")
-    except LorafitError:
-        raise
-    except Exception as error:  # runtimes raise whatever they come across
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BundleError(f"The export can't answer: {reason}. Nothing was kept.") from error
-    if not np.isfinite(logits).all():
-        raise BundleError(f"The export drifts: on {held_out.drawn_from} logits are no numbers. Nothing was kept.")
+    with _refusing_what_fails():
+        engine = _open(folder, form, loaded)
+        logits, rate = _timed(engine, held_out, pad_id, f"Asking {form}")
+    compared = _compared(loaded, held_out, original, logits)
     own = predict.lorafits_own(merged, loaded.fresh, where, loaded.manifest.long_text)
-    _, own_rate = _asked(own, held_out, pad_id, "Asking lorafit")
-    before, after = (_decided(some, loaded) for some in (original, logits))
-    accuracy = None
-    if held_out.label_ids is not None:
-        accuracy = _accuracy(*(evaluation.right(given, held_out.label_ids) for given in (before, after)))
+    _, own_rate = _timed(own, held_out, pad_id, "Asking lorafit")
     return Agreement(
-        texts=len(original),
-        drawn_from=held_out.drawn_from,
-        largest_logit_gap=float(np.abs(logits - original).max()),
-        decided_otherwise=int((~evaluation.right(after, before)).sum()),
-        accuracy=accuracy,
+        **compared,
         texts_per_second=rate,
         lorafit_texts_per_second=own_rate,
         lorafit_precision=where.precision if where.device == "cpu" else f"{where.precision} on {where.device}",
         threads=where.threads,
     )
+
+
+def in_doubt(form: Form, found: Agreement) -> bool:
+    """Tell whether an export in int8 lost too much of `TEXTS` texts, yet not more than chance may have made of less."""
+    if not form.endswith("int8") or found.accuracy is None or found.texts < TEXTS:
+        return False
+    return found.accuracy.gap_points < -LARGEST_LOSS_POINTS <= found.accuracy.gap_interval[1]
+
+
+def on_more_texts(found: Agreement, folder: Path, form: Form, loaded: Loaded, held_out: HeldOut) -> Agreement:
+    """Return the agreement on more texts than those of `found`, which keeps its rates.
+
+    Args:
+        found: from `measure`.
+        folder: of the export.
+        form: what it is.
+        loaded: the bundle, as it was loaded.
+        held_out: the texts.
+    """
+    original = ask_original(loaded, held_out)
+    with _refusing_what_fails():
+        engine = _open(folder, form, loaded)
+        logits = predict.answers(engine, held_out.tokens, loaded.tokenizer.pad_token_id, f"Asking {form}")
+    return found.model_copy(update=_compared(loaded, held_out, original, logits))
+
+
+@contextmanager
+def _refusing_what_fails() -> Iterator[None]:
+    try:
+        yield
+    except LorafitError:
+        raise
+    except Exception as error:  # runtimes raise whatever they come across
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BundleError(f"The export can't answer: {reason}. Nothing was kept.") from error
+
+
+def _compared(loaded: Loaded, held_out: HeldOut, original: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    """Return what `Agreement` says of two sets of logits.
+
+    Raises:
+        BundleError: the export's are no numbers.
+    """
+    if not np.isfinite(logits).all():
+        raise BundleError(f"The export drifts: on {held_out.drawn_from} logits are no numbers. Nothing was kept.")
+    before, after = (_decided(some, loaded) for some in (original, logits))
+    accuracy = None
+    if held_out.label_ids is not None:
+        accuracy = _accuracy(*(evaluation.right(given, held_out.label_ids) for given in (before, after)))
+    return {
+        "texts": len(original),
+        "drawn_from": held_out.drawn_from,
+        "largest_logit_gap": float(np.abs(logits - original).max()),
+        "decided_otherwise": int((~evaluation.right(after, before)).sum()),
+        "accuracy": accuracy,
+    }
 
 
 def _open(folder: Path, form: Form, loaded: Loaded) -> Engine:
@@ -164,7 +210,7 @@ def refuse_drift(form: Form, found: Agreement) -> None:
         )
 
 
-def _asked(engine: Engine, held_out: HeldOut, pad_id: int, doing: str) -> tuple[np.ndarray, float]:
+def _timed(engine: Engine, held_out: HeldOut, pad_id: int, doing: str) -> tuple[np.ndarray, float]:
     """Return an engine's logits, and texts a second once it has seen their lengths."""
     predict.answers(engine, held_out.tokens, pad_id, "Warming up")
     start = time.perf_counter()
