@@ -200,18 +200,18 @@ def exports() -> list[str]:
     """Return what each form of the demo's bundle keeps, and what it gains."""
     measured = _results("exports")["forms"]
     rows = [
-        "| form | size | reviews a second | lorafit's own, beside it | largest logit gap | accuracy of 200, its gap |",
-        "|---|---|---|---|---|---|",
+        "| form | size | reviews a second | lorafit's own, beside it | largest logit gap | texts | accuracy, its gap |",
+        "|---|---|---|---|---|---|---|",
     ]
     for form, found in measured.items():
         if "refused" in found:
-            rows.append(f"| `{form}` | | | | | refused: {found['refused'].partition(': ')[2]} |")
+            rows.append(f"| `{form}` | | | | | | refused: {found['refused'].partition(': ')[2]} |")
             continue
         accuracy = found["accuracy"]
         low, high = accuracy["gap_interval"]
         rows.append(
             f"| `{form}` | {found['bytes'] / 1e6:.0f} MB | {found['texts_per_second']:.0f} "
-            f"| {found['lorafit_texts_per_second']:.0f} | {found['largest_logit_gap']:.0e} "
+            f"| {found['lorafit_texts_per_second']:.0f} | {found['largest_logit_gap']:.0e} | {found['texts']:,} "
             f"| {accuracy['export']:.3f}, {accuracy['gap_points']:+.1f} points ({low:+.1f} to {high:+.1f}) |"
         )
     return [*rows, "", _measured_at(_results("exports"))]

@@ -138,11 +138,12 @@ def _openvino(
             return np.array(request.get_output_tensor(0).data)
 
         for inputs in batches:
-            if not free:
-                yield finished()
+            found = None if free else finished()
             request = free.popleft()
             request.start_async(inputs)
             working.append(request)
+            if found is not None:  # only now, so that nothing stands idle while the caller has it
+                yield found
         while working:
             yield finished()
 

@@ -1,5 +1,6 @@
 """A bundle -> probabilities. Evaluation, the service and the page all use this."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from lorafit import adapter, backends, bundle, checks, encoders, exported, runtime, tasks
-from lorafit.backends import Engine
+from lorafit.backends import Batch, Engine
 from lorafit.bundle import Loaded, Reader
 from lorafit.console import bar
 from lorafit.data import Text, fault, parts
@@ -59,16 +60,41 @@ def answers(
     engine: Engine, tokens: Tokens, pad_id: int, doing: str = "Predicting", on_batch: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """Return what `logits` does, of any engine."""
-    rows = list(batches(tokens.lengths))
-    given: list[np.ndarray] = []
     with bar(doing, total=len(tokens)) as advance:
-        for some in engine(pad(tokens, texts, pad_id) for texts in rows):
-            given.append(some)
-            advance(len(some))
+
+        def count(texts: int) -> None:
+            advance(texts)
             on_batch()
-    result = np.empty((len(tokens), given[0].shape[1]), dtype=np.float32)
-    result[np.concatenate(rows)] = np.concatenate(given)
-    return result
+
+        (found,) = answers_to_each(engine, [tokens], pad_id, count)
+    return found
+
+
+def answers_to_each(
+    engine: Engine, many: Iterable[Tokens], pad_id: int, on_batch: Callable[[int], None] = lambda _: None
+) -> Iterator[np.ndarray]:
+    """Yield what `answers` returns of each of many, none of them empty.
+
+    An engine that works on several batches at a time has the next of `many` made while it works on those before.
+    """
+    under_way: deque[list[list[int]]] = deque()
+
+    def padded() -> Iterator[Batch]:
+        for tokens in many:
+            rows = list(batches(tokens.lengths))
+            under_way.append(rows)
+            yield from (pad(tokens, texts, pad_id) for texts in rows)
+
+    given: list[np.ndarray] = []
+    for some in engine(padded()):
+        given.append(some)
+        on_batch(len(some))
+        if len(given) == len(under_way[0]):
+            order = np.concatenate(under_way.popleft())
+            found = np.empty((len(order), some.shape[1]), dtype=np.float32)
+            found[order] = np.concatenate(given)
+            given = []
+            yield found
 
 
 def plain_logits(model: torch.nn.Module, tokens: Tokens, pad_id: int) -> np.ndarray:
@@ -210,23 +236,41 @@ class Classifier:
 
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
+        doing = "Base" if base else "Adapted"
+        return self._refuse_others(answers(self._engine(base), tokens, self.tokenizer.pad_token_id, doing))
+
+    def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
+        """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""
+        if not texts:
+            return np.empty((0, len(self.labels)))
+        return tasks.probabilities(self.logits(self._read(texts), base=base), self.task)
+
+    def probabilities_of_each(self, many: Iterable[Sequence[Text]], *, base: bool = False) -> Iterator[np.ndarray]:
+        """Yield what `probabilities` returns of each of many lists of texts, none of them empty.
+
+        The next list is taken and tokenized while a runtime that can do so still works on the one before.
+        """
+        for logits in answers_to_each(self._engine(base), map(self._read, many), self.tokenizer.pad_token_id):
+            yield tasks.probabilities(self._refuse_others(logits), self.task)
+
+    def _engine(self, base: bool) -> Engine:
         if base and "base" not in self._engines:
             loaded = self._load()
             loaded.model.base_model.disable_adapter_layers()
             where = runtime.choose(self._backend, torch.get_num_threads())
             self._engines["base"] = lorafits_own(loaded.model, loaded.fresh, where, loaded.manifest.long_text)
-        who = "base" if base else "adapted"
-        found = answers(self._engines[who], tokens, self.tokenizer.pad_token_id, who.capitalize())
-        if found.shape[1] != len(self.labels):
-            raise BundleError(f"The model gives {found.shape[1]} answers to a text, and has {len(self.labels)} labels.")
-        return found
+        return self._engines["base" if base else "adapted"]
 
-    def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
-        """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""
+    def _read(self, texts: Sequence[Text]) -> Tokens:
         _refuse_non_texts(texts, self._reader.manifest)
-        if not texts:
-            return np.empty((0, len(self.labels)))
-        return tasks.probabilities(self.logits(self._reader.encode(texts), base=base), self.task)
+        return self._reader.encode(texts)
+
+    def _refuse_others(self, logits: np.ndarray) -> np.ndarray:
+        if logits.shape[1] != len(self.labels):
+            raise BundleError(
+                f"The model gives {logits.shape[1]} answers to a text, and has {len(self.labels)} labels."
+            )
+        return logits
 
     def predict(self, texts: Sequence[Text], *, base: bool = False) -> list[dict[str, Any]]:
         """Return one object a text: `text`, one `<label>_prob` for each label, and `label`.

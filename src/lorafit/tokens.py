@@ -138,24 +138,24 @@ def pad(tokens: Tokens, texts: Sequence[int], pad_id: int) -> dict[str, torch.Te
     `token_type_ids` are there too, where the encoder asks for them.
     """
     windows = tokens.windows_of(texts)
-    spans = [slice(tokens.offsets[row], tokens.offsets[row + 1]) for of_text in windows for row in of_text]
-    of_spans = [tokens.ids[span] for span in spans]
+    rows = np.array([row for of_text in windows for row in of_text])
+    starts, ends = tokens.offsets[rows], tokens.offsets[rows + 1]
+    is_token = np.arange((ends - starts).max()) < (ends - starts)[:, None]
+
+    def padded(values: np.ndarray, filling: int) -> torch.Tensor:
+        batch = np.full(is_token.shape, filling, dtype=np.int64)
+        batch[is_token] = np.concatenate([values[start:end] for start, end in zip(starts, ends, strict=True)])
+        return torch.from_numpy(batch)
+
     batch = {
-        "input_ids": _padded(of_spans, pad_id),
-        "attention_mask": _padded([np.ones_like(ids) for ids in of_spans], 0),
+        "input_ids": padded(tokens.ids, pad_id),
+        "attention_mask": torch.from_numpy(is_token.astype(np.int64)),
     }
     if tokens.type_ids is not None:
-        batch["token_type_ids"] = _padded([tokens.type_ids[span] for span in spans], 0)
+        batch["token_type_ids"] = padded(tokens.type_ids, 0)
     if tokens.windows is not None:
         batch["windows"] = torch.tensor([len(of_text) for of_text in windows])
     return batch
-
-
-def _padded(rows: list[np.ndarray], filling: int) -> torch.Tensor:
-    padded = torch.full((len(rows), max(map(len, rows))), filling, dtype=torch.long)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = torch.from_numpy(row.astype(np.int64))
-    return padded
 
 
 def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongText) -> torch.Tensor:

@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -145,29 +147,36 @@ def _write(table: Source, rule: Rule, sink: Sink, answers: Answers, book: Ledger
         console.say(f"Going on after row {done:,} of {rows:,}.")
     if not book.progress.output.length:
         book.append(sink.head(answers.columns))
+    read: deque[_Read] = deque()
+
+    def texts() -> Iterator[list[Text]]:
+        for part in _unwritten(table, done):
+            reasons = rule.reasons(part)
+            read.append(_Read(part, reasons, part.take(usable_places(reasons))))
+            yield _texts(read[-1].kept, rule.columns)
+
     with console.row_bar(rows, done) as advance:
-        for part in table.parts():
-            here = max(0, book.progress.rows - part.first)  # of its rows those that are written already
-            if here < len(part):
-                new = part.take(range(here, len(part))) if here else part
-                _write_part(new, book, rule, sink, answers, advance)
+        for columns, asked in answers.to_each(texts(), advance):
+            part, reasons, kept = read.popleft()
+            output = sink.part(kept, columns) if len(kept) else b""
+            advance(len(part) - asked)
+            book.append(output, _rejects(part, reasons, book.progress.rows), len(part), len(part) - len(kept))
 
 
-def _write_part(
-    part: Part,
-    book: Ledger,
-    rule: Rule,
-    sink: Sink,
-    answers: Answers,
-    advance: Callable[[int], None],
-) -> None:
-    """Answer and write rows that stand behind those that are written."""
-    reasons = rule.reasons(part)
-    kept = part.take(usable_places(reasons))
-    asked = answers.asked
-    output = sink.part(kept, answers.to(_texts(kept, rule.columns), advance)) if len(kept) else b""
-    advance(len(part) - (answers.asked - asked))
-    book.append(output, _rejects(part, reasons, book.progress.rows), len(part), len(part) - len(kept))
+class _Read(NamedTuple):
+    """A part, why each of its rows is not answered, and those that are."""
+
+    part: Part
+    reasons: list[str]
+    kept: Part
+
+
+def _unwritten(table: Source, done: int) -> Iterator[Part]:
+    """Yield the rows behind those that are written."""
+    for part in table.parts():
+        here = max(0, done - part.first)  # of its rows those that are written already
+        if here < len(part):
+            yield part.take(range(here, len(part))) if here else part
 
 
 def _rejects(part: Part, reasons: list[str], before: int) -> bytes:

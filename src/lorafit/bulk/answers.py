@@ -1,7 +1,11 @@
 """Answers to texts: a text is asked about once in a file, however often it comes, and its answer kept on disk."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +15,26 @@ from lorafit.bulk.ledger import Ledger
 from lorafit.data import Text, parts
 from lorafit.predict import Classifier
 
-TEXTS_AT_ONCE = (
-    4096  # tens of batches, so that the ends of calls cost little; CHARACTERS_AT_ONCE bounds what a kill loses
-)
+TEXTS_AT_ONCE = 4096  # tens of batches, so that little is padded; CHARACTERS_AT_ONCE bounds what a kill loses
 CHARACTERS_AT_ONCE = 400_000
 _PROBABILITY = np.dtype("<f8")
+
+
+class Answered(NamedTuple):
+    """The columns to add to a part, a row a text, and how many texts were asked about for it."""
+
+    columns: pa.RecordBatch
+    asked: int
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A part that was read: its texts by key, the answers that are known, and the slices that are still asked about."""
+
+    keys: list[bytes]
+    known: dict[bytes, bytes]
+    asked: frozenset[bytes]
+    slices: deque[list[bytes]]
 
 
 class Answers:
@@ -23,7 +42,6 @@ class Answers:
 
     def __init__(self, classifier: Classifier, base: bool, prefix: str, book: Ledger) -> None:
         self._classifier, self._base, self._book = classifier, base, book
-        self.asked = 0  # texts, by this process
         several = classifier.task == "multi_label"
         given = ("predicted_labels", pa.list_(pa.string())) if several else ("predicted_label", pa.string())
         probabilities = [(f"{label}_prob", pa.float64()) for label in classifier.labels]
@@ -36,33 +54,63 @@ class Answers:
         names: list[str] = self._schema.names
         return names
 
-    def to(self, texts: Sequence[Text], advance: Callable[[int], None]) -> pa.RecordBatch:
-        """Return the columns to add, a row a text; `advance` is told how many texts were asked about."""
-        found = self._probabilities(texts, advance)
+    def to_each(self, parts: Iterable[Sequence[Text]], advance: Callable[[int], None]) -> Iterator[Answered]:
+        """Yield the answers to each part's texts, in turn; `advance` is told how many texts were asked about.
+
+        Up to three parts are read ahead, so that a runtime that works on several batches at a time never waits. Which
+        texts are asked about together does not depend on where a kill came.
+        """
+        unread = iter(parts)
+        while (part := next(unread, None)) is not None:
+            yield from self._in_one_go(chain([part], unread), advance)
+
+    def _in_one_go(self, parts: Iterable[Sequence[Text]], advance: Callable[[int], None]) -> Iterator[Answered]:
+        """Answer up to a part that asks nothing; to read on behind such, with others waiting, might hold the file."""
+        waiting: deque[_Waiting] = deque()
+
+        def slices() -> Iterator[list[Text]]:
+            for texts in parts:
+                keys = [_key(text) for text in texts]
+                by_key = dict(zip(keys, texts, strict=True))
+                part = self._look_up(keys, by_key, waiting)
+                waiting.append(part)
+                for some in tuple(part.slices):
+                    yield [by_key[key] for key in some]
+                if not part.asked:
+                    return
+
+        for rows in self._classifier.probabilities_of_each(slices(), base=self._base):
+            some = waiting[0].slices.popleft()
+            new = {key: row.astype(_PROBABILITY).tobytes() for key, row in zip(some, rows, strict=True)}
+            self._book.remember(new)
+            waiting[0].known.update(new)
+            advance(len(some))
+            if not waiting[0].slices:
+                yield self._answered(waiting.popleft())
+        yield from map(self._answered, waiting)
+
+    def _look_up(self, keys: list[bytes], by_key: dict[bytes, Text], before: Iterable[_Waiting]) -> _Waiting:
+        known = self._book.known(sorted(by_key))
+        asked = [key for key in by_key if key not in known and not any(key in part.asked for part in before)]
+        lengths = {key: sum(map(len, parts(by_key[key]))) for key in asked}
+        slices = _slices(sorted(asked, key=lengths.__getitem__, reverse=True), lengths)
+        return _Waiting(keys, known, frozenset(asked), deque(slices))
+
+    def _answered(self, part: _Waiting) -> Answered:
+        known = part.known | self._book.known(sorted(set(part.keys) - part.known.keys()))  # asked by one before
+        rows = b"".join(map(known.__getitem__, part.keys))
+        found = np.frombuffer(rows, _PROBABILITY).reshape(len(part.keys), len(self._classifier.labels))
+        return Answered(self._columns(found), len(part.asked))
+
+    def _columns(self, found: np.ndarray) -> pa.RecordBatch:
         thresholds = None if self._base else self._classifier.thresholds  # they were fitted to the adapter's answers
         decided = tasks.decide(found, self._classifier.task, thresholds)
         labels = np.array(self._classifier.labels, dtype=object)
         given = [labels[row.astype(bool)].tolist() for row in decided] if decided.ndim == 2 else labels[decided]
-        noted = [[self._classifier.different_base] * len(texts)] if self._classifier.different_base else []
+        noted = [[self._classifier.different_base] * len(found)] if self._classifier.different_base else []
         cells = [given, *np.ascontiguousarray(found.T), *noted]
         columns = [pa.array(column, kind) for column, kind in zip(cells, self._schema.types, strict=True)]
         return pa.record_batch(columns, schema=self._schema)
-
-    def _probabilities(self, texts: Sequence[Text], advance: Callable[[int], None]) -> np.ndarray:
-        """Return (texts, labels). Which texts are asked about together does not depend on where a kill came."""
-        keys = [_key(text) for text in texts]
-        distinct = dict(zip(keys, texts, strict=True))
-        known = self._book.known(sorted(distinct))
-        unknown = [key for key in distinct if key not in known]
-        lengths = {key: sum(map(len, parts(distinct[key]))) for key in unknown}
-        for some in _slices(sorted(unknown, key=lengths.__getitem__, reverse=True), lengths):
-            rows = self._classifier.probabilities([distinct[key] for key in some], base=self._base)
-            new = {key: row.astype(_PROBABILITY).tobytes() for key, row in zip(some, rows, strict=True)}
-            self._book.remember(new)
-            known |= new
-            self.asked += len(some)
-            advance(len(some))
-        return np.frombuffer(b"".join(map(known.__getitem__, keys)), _PROBABILITY).reshape(len(keys), -1)
 
 
 def _slices(keys: Sequence[bytes], lengths: dict[bytes, int]) -> Iterator[list[bytes]]:

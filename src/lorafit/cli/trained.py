@@ -178,8 +178,8 @@ def export(
     """Write base and adapter for another runtime, checked.
 
     200 test texts are asked of the export and of the original, up to 2,000 where those can't tell. One that drifts is
-    refused: by 1e-3 in a logit, in int8 by 0.5 points of accuracy. Then: lorafit predict BUNDLE --backend OUT. All forms but merged
-    need: pip install 'lorafit[export]'
+    refused: by 1e-3 in a logit, in int8 by 0.5 points of accuracy. Then: lorafit predict BUNDLE --backend OUT. All
+    forms but merged need: pip install 'lorafit[export]'
     """
     _export(bundle, form, target, encoder, allow_different_base, overwrite)
 
