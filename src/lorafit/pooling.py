@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorafit.padfree import LAYOUT
+from lorafit.padfree import LAYOUT, Layout
 
 
 def read_the_mean(model: PreTrainedModel) -> None:
@@ -25,18 +25,28 @@ def reads_the_mean(model: torch.nn.Module) -> bool:
     return any(_mean_for_the_first in module._forward_hooks.values() for module in model.modules())
 
 
-def _mean_for_the_first(_encoder: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """A forward hook on an encoder: states (texts, longest, width) become means (texts, 1, width)."""
-    states, mask, layout = output["last_hidden_state"], kwargs.get("attention_mask"), kwargs.get(LAYOUT)
+def means(states: torch.Tensor, mask: torch.Tensor | None, layout: Layout | None) -> torch.Tensor:
+    """Return the mean over each text's real tokens, (texts, width), of an encoder's last states.
+
+    Args:
+        states: (texts, longest, width).
+        mask: (texts, longest), not 0 at real tokens; None: all are real.
+        layout: of a batch whose padding was taken out and put back; the mask is not looked at then.
+    """
     wide = states.to(torch.promote_types(states.dtype, torch.float32))  # hundreds of numbers of bf16 don't add up
     if layout is not None:  # whose padding is zeros
-        lengths = layout.starts.diff()
+        lengths = layout.text_lengths
     elif mask is not None:
         wide, lengths = wide * (mask != 0)[..., None], (mask != 0).sum(dim=1)
     else:
         lengths = torch.full(states.shape[:1], states.shape[1], device=states.device)
-    means = (wide.sum(dim=1) / lengths[:, None]).to(states.dtype)
-    output["last_hidden_state"] = means[:, None]
+    return (wide.sum(dim=1) / lengths[:, None]).to(states.dtype)
+
+
+def _mean_for_the_first(_encoder: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """A forward hook on an encoder: states (texts, longest, width) become means (texts, 1, width)."""
+    found = means(output["last_hidden_state"], kwargs.get("attention_mask"), kwargs.get(LAYOUT))
+    output["last_hidden_state"] = found[:, None]
     if output.get("pooler_output") is not None:
-        output["pooler_output"] = means
+        output["pooler_output"] = found
     return output

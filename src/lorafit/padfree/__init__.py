@@ -14,6 +14,7 @@ replaced, no weight changed, no dtype touched. On a CPU the encoder's layers get
 
 from lorafit.padfree.attention import LAYOUT
 from lorafit.padfree.kernels import status
+from lorafit.padfree.layout import Layout, rounded
 from lorafit.padfree.switch import FAMILIES, disable, enable, is_enabled
 
-__all__ = ["FAMILIES", "LAYOUT", "disable", "enable", "is_enabled", "status"]
+__all__ = ["FAMILIES", "LAYOUT", "Layout", "disable", "enable", "is_enabled", "rounded", "status"]

@@ -160,7 +160,8 @@ class _TakePaddingOut:
         if mask is None:
             mask = torch.ones_like(ids)
         shows_states = _asked(encoder, given, "output_hidden_states")
-        layout = Layout.of(mask.to(ids.device), None if shows_states else self.first_only)
+        fill_up = ids.device.type == "cpu" and not torch.is_grad_enabled()
+        layout = Layout.of(mask.to(ids.device), None if shows_states else self.first_only, fill_up=fill_up)
         positions = given.get("position_ids")
         given["position_ids"] = layout.flatten(_positions(encoder, ids) if positions is None else positions)
         given["input_ids"] = layout.flatten(ids)
@@ -237,7 +238,7 @@ def _pad_hidden_states(_encoder: nn.Module, _args: Any, kwargs: dict[str, Any], 
     states = None if isinstance(output, tuple) else getattr(output, "hidden_states", None)
     if layout is None or states is None:
         return None
-    flat = (1, len(layout.places))
+    flat = (1, layout.tokens)
     output["hidden_states"] = tuple(
         layout.pad(state) if state is not None and state.shape[:2] == flat else state for state in states
     )
@@ -256,5 +257,5 @@ def _keep_first_tokens(_output: nn.Module, args: tuple[Any, ...]) -> Any:
     layout: Layout | None = residual.__dict__.pop("_lorafit_layout", None)
     if layout is None or layout.first_only is None:
         return None
-    first = layout.starts[:-1]
+    first = layout.first_tokens()
     return answers[:, first], residual[:, first]
