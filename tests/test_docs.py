@@ -30,6 +30,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "predict",
+    "serve",
     "explain",
     "inspect",
     "verify",

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
+import torch
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from lorafit import checks, encoders, manifest
 from lorafit.checks import CARD, CONFIG, UNSEALED, WEIGHTS, Shapes
@@ -179,13 +181,32 @@ def inspect(folder: Path) -> Contents:
     return Contents(folder, made, checks.read_config(folder), sorted(whole), parameters, sizes)
 
 
-def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool = False) -> Loaded:
-    """Return the model of a bundle on its own base, in fp32, not training.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A bundle that is whole, beside the encoder that it belongs to; nothing of either is in memory yet."""
+
+    folder: Path
+    manifest: Manifest
+    lora: LoraConfig
+    files: Files
+
+    @property
+    def different_base(self) -> str | None:
+        """See `Reader`."""
+        base = self.manifest.base
+        return self.files.sha256 if _of(self.files) != (base.sha256, base.config_sha256) else None
+
+
+def check(
+    folder: Path, *, encoder: str | None = None, allow_different_base: bool = False, at_hand: Sequence[Files] = ()
+) -> Checked:
+    """Return a bundle once its files, its base and the shape of each tensor are sure.
 
     Args:
         folder: the adapter directory.
         encoder: take this one as the base; by default the bundled, cached or local copy that has its weights.
         allow_different_base: take a base with other weights, if shape and vocabulary fit; a warning says so.
+        at_hand: encoders that are loaded already; they are neither looked for nor read again.
 
     Raises:
         BundleError: not a bundle, damaged, or a base that is not the one it was trained on.
@@ -198,37 +219,84 @@ def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool
         files = encoders.locate(encoder or _base_of_plain(folder))
         found = _plain_manifest(folder, files, lora, shapes)
     else:
-        files = _base_files(folder, found.base, encoder)
+        its_own = (found.base.sha256, found.base.config_sha256)
+        same = [] if encoder else [files for files in at_hand if _of(files) == its_own]
+        files = same[0] if same else _base_files(folder, found.base, encoder)
         _refuse_wrong_base(folder, found.base, files, allow_different_base)
     checks.refuse_wrong_shapes(folder, shapes, checks.expected_shapes(files, lora, len(found.labels)))
-    own_head = found.training is None  # which only an adapter of somebody else's can have begun with
+    return Checked(folder=folder, manifest=found, lora=lora, files=files)
+
+
+def load(folder: Path, *, encoder: str | None = None, allow_different_base: bool = False) -> Loaded:
+    """Return the model of a bundle on its own base, in fp32, not training.
+
+    Args:
+        folder: the adapter directory.
+        encoder: see `check`.
+        allow_different_base: see `check`.
+
+    Raises:
+        BundleError: not a bundle, damaged, or a base that is not the one it was trained on.
+        EncoderError: its base can't be found.
+    """
+    whole = check(folder, encoder=encoder, allow_different_base=allow_different_base)
     made = encoders.load(
-        files,
-        found.labels,
-        task=found.task,
+        whole.files,
+        whole.manifest.labels,
+        task=whole.manifest.task,
         dropout="keep",
-        seed=found.seed,
-        pooling=found.pooling,
-        own_head=own_head,
+        seed=whole.manifest.seed,
+        pooling=whole.manifest.pooling,
+        own_head=_may_have_begun_with_a_head(whole.manifest),
     )
-    checks.refuse_random_modules(folder, made.fresh, lora)
+    checks.refuse_random_modules(folder, made.fresh, whole.lora)
     try:
-        model = PeftModel.from_pretrained(made.model, str(folder), config=lora, local_files_only=True)
+        model = PeftModel.from_pretrained(made.model, str(folder), config=whole.lora, local_files_only=True)
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
         raise BundleError(f"{folder / WEIGHTS} can't be loaded: {str(error).splitlines()[0]}") from error
     model.eval()
-    checks.refuse_other_than_numbers(folder, model)
-    tokenizer = _load_tokenizer(folder, files)
-    checks.refuse_unfit_tokenizer(folder, tokenizer, files, found)
-    different = files.sha256 if _of(files) != (found.base.sha256, found.base.config_sha256) else None
+    checks.refuse_other_than_numbers(
+        folder,
+        {name: p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name},
+    )
     return Loaded(
         model=model,
         fresh=made.fresh,
-        tokenizer=tokenizer,
-        manifest=found,
+        tokenizer=load_tokenizer(whole),
+        manifest=whole.manifest,
         token_types=getattr(model.config, "type_vocab_size", 0),
-        different_base=different,
+        different_base=whole.different_base,
     )
+
+
+def tensors(whole: Checked) -> dict[str, torch.Tensor]:
+    """Return what a bundle's training changed, in fp32, by the names that PEFT saves it under.
+
+    Raises:
+        BundleError: it can't be read, or holds something that is no number.
+    """
+    try:
+        found = {name: tensor.float() for name, tensor in load_file(whole.folder / WEIGHTS).items()}
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{whole.folder / WEIGHTS} can't be read: {str(error).splitlines()[0]}") from error
+    checks.refuse_other_than_numbers(whole.folder, found)
+    return found
+
+
+def load_tokenizer(whole: Checked) -> Any:
+    """Return the tokenizer of a bundle, which fits its base.
+
+    Raises:
+        BundleError: it gives ids that the base does not embed, or leads to other files.
+        EncoderError: it can't be loaded.
+    """
+    tokenizer = _tokenizer_in(whole.folder, whole.files)
+    checks.refuse_unfit_tokenizer(whole.folder, tokenizer, whole.files, whole.manifest)
+    return tokenizer
+
+
+def _may_have_begun_with_a_head(made: Manifest) -> bool:
+    return made.training is None  # which only an adapter of somebody else's can
 
 
 def _base_files(folder: Path, base: Base, encoder: str | None) -> Files:
@@ -292,7 +360,7 @@ def _plain_manifest(folder: Path, files: Files, lora: LoraConfig, shapes: Shapes
     count = shapes[head][0]
     if not 2 <= count <= 100_000:
         raise BundleError(f"{folder / WEIGHTS}: {head} gives {count} answers, which is no classification.")
-    window = encoders.window(files, _load_tokenizer(folder, files))
+    window = encoders.window(files, _tokenizer_in(folder, files))
     warn(
         f"{folder} has no {manifest.FILE}: lorafit did not make it. Unknown are the names of its {count} labels, the "
         f"weights that its base had, and how long texts were cut ({window} tokens are taken).",
@@ -303,7 +371,7 @@ def _plain_manifest(folder: Path, files: Files, lora: LoraConfig, shapes: Shapes
     return Manifest(base=identity(files), labels=labels, max_tokens=window, seed=0)
 
 
-def _load_tokenizer(folder: Path, files: Files) -> Any:
+def _tokenizer_in(folder: Path, files: Files) -> Any:
     """Return the bundle's tokenizer; a plain PEFT directory may have left it to the encoder."""
     file = folder / "tokenizer_config.json"
     if not file.is_file() or not (folder / "tokenizer.json").is_file():

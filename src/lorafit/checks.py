@@ -7,11 +7,12 @@ memory is taken.
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from safetensors import SafetensorError, safe_open
 
@@ -205,14 +206,14 @@ def refuse_random_modules(folder: Path, fresh: list[str], lora: LoraConfig) -> N
         )
 
 
-def refuse_other_than_numbers(folder: Path, model: PeftModel) -> None:
+def refuse_other_than_numbers(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Refuse weights that are infinite, or not a number.
 
     Raises:
         BundleError: names the tensor.
     """
-    for name, weight in model.named_parameters():
-        if ("lora_" in name or "modules_to_save" in name) and not torch.isfinite(weight).all():
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
             raise BundleError(f"{folder / WEIGHTS}: {name} holds something that is no number.")
 
 

@@ -191,6 +191,11 @@ class Classifier:
         return self._backend
 
     @property
+    def engine(self) -> Engine:
+        """What gives the logits of padded batches; see `backends`."""
+        return self._engines["adapted"]
+
+    @property
     def model(self) -> PeftModel:
         """The adapted model, in fp32 and not merged, for those who want to go on with PEFT; loaded anew each time.
 
@@ -198,6 +203,11 @@ class Classifier:
             BundleError: an export has none.
         """
         return self._load().model
+
+    @property
+    def reader(self) -> Reader:
+        """What reads texts as in training."""
+        return self._reader
 
     @property
     def tokenizer(self) -> Any:
@@ -237,7 +247,7 @@ class Classifier:
     def logits(self, tokens: Tokens, *, base: bool = False) -> np.ndarray:
         """Return the logits of texts that are tokenized already, (texts, labels); `base` asks the untrained head."""
         doing = "Base" if base else "Adapted"
-        return self._refuse_others(answers(self._engine(base), tokens, self.tokenizer.pad_token_id, doing))
+        return self.refuse_others(answers(self._engine(base), tokens, self.tokenizer.pad_token_id, doing))
 
     def probabilities(self, texts: Sequence[Text], *, base: bool = False) -> np.ndarray:
         """Return the probability of each label for each text, (texts, labels); of one label a text they sum to 1."""
@@ -251,7 +261,7 @@ class Classifier:
         The next list is taken and tokenized while a runtime that can do so still works on the one before.
         """
         for logits in answers_to_each(self._engine(base), map(self._read, many), self.tokenizer.pad_token_id):
-            yield tasks.probabilities(self._refuse_others(logits), self.task)
+            yield tasks.probabilities(self.refuse_others(logits), self.task)
 
     def _engine(self, base: bool) -> Engine:
         if base and "base" not in self._engines:
@@ -262,10 +272,15 @@ class Classifier:
         return self._engines["base" if base else "adapted"]
 
     def _read(self, texts: Sequence[Text]) -> Tokens:
-        _refuse_non_texts(texts, self._reader.manifest)
+        refuse_non_texts(texts, self._reader.manifest)
         return self._reader.encode(texts)
 
-    def _refuse_others(self, logits: np.ndarray) -> np.ndarray:
+    def refuse_others(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits once it is sure that they are one a label.
+
+        Raises:
+            BundleError: the model gives another number.
+        """
         if logits.shape[1] != len(self.labels):
             raise BundleError(
                 f"The model gives {logits.shape[1]} answers to a text, and has {len(self.labels)} labels."
@@ -311,7 +326,7 @@ class Classifier:
         """
         waiting, answered = iter(texts), 0
         while some := list(islice(waiting, TEXTS_AT_ONCE)):
-            _refuse_non_texts(some, self._reader.manifest, answered)
+            refuse_non_texts(some, self._reader.manifest, answered)
             yield from self.predict(some, base=base)
             answered += len(some)
 
@@ -368,7 +383,12 @@ def batches(lengths: np.ndarray) -> Iterator[list[int]]:
         start += size
 
 
-def _refuse_non_texts(texts: Sequence[Text], made: Manifest, before: int = 0) -> None:
+def refuse_non_texts(texts: Sequence[Text], made: Manifest, before: int = 0) -> None:
+    """Refuse what an adapter can't be asked about; `before` texts were counted already.
+
+    Raises:
+        DataError: names the first such text by its number.
+    """
     pairs = made.text_pair
     for number, text in enumerate(texts, start=before + 1):
         kind = type(text).__name__

@@ -158,6 +158,30 @@ def pad(tokens: Tokens, texts: Sequence[int], pad_id: int) -> dict[str, torch.Te
     return batch
 
 
+def join(texts: Sequence[tuple[Tokens, int]]) -> Tokens:
+    """Return texts of several `Tokens`, each by its number there, as one; each may have windows.
+
+    What is single among pairs is marked as a first text. The policy for long texts is each one's own: see `pool`.
+    """
+    windows = [(of, window) for of, text in texts for window in of.windows_of([text])[0]]
+    bounds = [(of, of.offsets[window], of.offsets[window + 1]) for of, window in windows]
+    type_ids = None
+    if any(of.type_ids is not None for of, _ in texts):
+        type_ids = np.concatenate(
+            [
+                np.zeros(end - start, np.int8) if of.type_ids is None else of.type_ids[start:end]
+                for of, start, end in bounds
+            ]
+        )
+    return Tokens(
+        np.concatenate([of.ids[start:end] for of, start, end in bounds]),
+        _offsets([end - start for _, start, end in bounds]),
+        cut=0,
+        windows=_offsets([len(of.windows_of([text])[0]) for of, text in texts]),
+        type_ids=type_ids,
+    )
+
+
 def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongText) -> torch.Tensor:
     """Return the logits of each text of a batch from `pad`, (texts, labels): those of its windows, pooled.
 

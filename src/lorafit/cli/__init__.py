@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from lorafit import __version__, console, interrupts
-from lorafit.cli import flow, trained
+from lorafit.cli import flow, service, trained
 from lorafit.cli.shell import app
 from lorafit.errors import LorafitError
 
-__all__ = ["app", "flow", "main", "trained"]
+__all__ = ["app", "flow", "main", "service", "trained"]
 
 # Read by the libraries when they are imported: their bars, reports and advice stay off our users' terminals.
 _LIBRARIES_QUIET = {

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 _SMALLEST_STEP = 8
 _STEPS_TO_DOUBLE = 8
 _FILLER_TOKENS = 16  # of a text that fills up: short, for attention takes the square of its length
@@ -90,7 +89,7 @@ def rounded(count: int) -> int:
     >>> [rounded(count) for count in (3, 27, 65, 1000, 3900)]
     [8, 32, 72, 1024, 4096]
     """
-    step = max(_SMALLEST_STEP, 2 ** (count.bit_length() - 1) // _STEPS_TO_DOUBLE)
+    step = max(_SMALLEST_STEP, (1 << count.bit_length() - 1) // _STEPS_TO_DOUBLE)
     return -(-count // step) * step
 
 

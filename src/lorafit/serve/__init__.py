@@ -1,0 +1,143 @@
+"""HTTP service: many adapters on one encoder, on an ordinary CPU.
+
+    lorafit serve runs/demo topics=runs/topics --default demo
+
+Needs the extra `serve`. What the routes are stands in `app`, how texts of many requests become batches in `batching`,
+and how one batch serves many adapters in `mixing`.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import uvicorn
+
+from lorafit import encoders, runtime
+from lorafit.errors import LorafitError
+from lorafit.serve import journal
+from lorafit.serve.adapters import Adapters
+from lorafit.serve.app import Service, build
+from lorafit.serve.limits import Keys, Limits, is_loopback
+
+__all__ = ["Limits", "serve"]
+
+_PRODUCTS_KEPT = 256  # requests of one text come in many sizes, and preparing a product takes as long as the text
+_SECONDS_BETWEEN_THREADS = 0.0005  # Python's own 0.005 would keep a batch waiting for whoever parses a request
+_SECONDS_TO_CLOSE = 5  # after the last answer, for connections
+
+
+def serve(
+    bundles: Mapping[str, Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    default: str | None = None,
+    adapters_dir: Path | None = None,
+    api_key_file: Path | None = None,
+    without_key: bool = False,
+    backend: Path | None = None,
+    known_encoders: tuple[str, ...] = (),
+    precision: str = "auto",
+    threads: int = 0,
+    limits: Limits | None = None,
+) -> None:
+    """Answer HTTP requests until SIGTERM or Ctrl-C; then finish what was taken in, and return.
+
+    Args:
+        bundles: run folders, adapter folders or exports, by the names they are asked by.
+        host: the address to listen on.
+        port: 0 takes a free one; the first line of the log says which.
+        default: the name that answers where none is given.
+        adapters_dir: adapters may be loaded from below this folder on request.
+        api_key_file: API keys, one a line.
+        without_key: listen on an address that others reach, and ask for no key.
+        backend: an export of the only bundle, to run on.
+        known_encoders: where encoders lie that bundles belong to and that can't be found.
+        precision: "fp32", "bf16" or "auto".
+        threads: CPU threads; 0 = all cores.
+        limits: what is taken on at most.
+
+    Raises:
+        LorafitError: a bundle that can't be loaded, an address that can't be taken, or that is open to all.
+    """
+    _refuse_unsafe(host, api_key_file, without_key)
+    if backend is not None and len(bundles) != 1:
+        raise LorafitError("--backend serves a single bundle; serve exports of several by naming them in their place.")
+    if default is not None and default not in bundles:
+        raise LorafitError(f"--default {default}: there is no adapter of that name among {', '.join(bundles)}.")
+    if adapters_dir is not None and not adapters_dir.is_dir():
+        raise LorafitError(f"There is no folder {adapters_dir} to load adapters from.")
+    keys = Keys.read(api_key_file) if api_key_file is not None else None
+    runtime.keep_few_shapes(_PRODUCTS_KEPT)
+    with _listen(host, port) as listener:
+        for name in known_encoders:
+            encoders.locate(name)
+        where = runtime.choose(precision, threads)
+        service = Service(Adapters(where, default), limits or Limits(), adapters_dir)
+        try:
+            asyncio.run(_load(service, bundles, backend))
+        except BaseException:
+            service.close()
+            raise
+        _run(service, keys, listener)
+
+
+async def _load(service: Service, bundles: Mapping[str, Path], backend: Path | None) -> None:
+    for name, path in bundles.items():
+        await service.load(name, path, backend)
+
+
+def _run(service: Service, keys: Keys | None, listener: socket.socket) -> None:
+    sys.setswitchinterval(_SECONDS_BETWEEN_THREADS)
+    config = uvicorn.Config(
+        build(service, keys),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(service.limits.seconds) + _SECONDS_TO_CLOSE,
+    )
+    address, port = listener.getsockname()[:2]
+    host = f"[{address}]" if ":" in address else address
+    journal.say("listening", url=f"http://{host}:{port}", adapters=len(service.adapters))
+    _Server(config, service).run(sockets=[listener])
+    journal.say("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which says that it is about to stop, and leaves without the signal that stopped it."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Begin to stop."""
+        self._service.stopping = True
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        self._captured_signals.clear()  # to stop is what it was told, and no failure
+
+
+def _refuse_unsafe(host: str, api_key_file: Path | None, without_key: bool) -> None:
+    if api_key_file is not None and without_key:
+        raise LorafitError("--api-key-file and --without-key exclude each other.")
+    if not (is_loopback(host) or api_key_file or without_key):
+        raise LorafitError(
+            f"{host} can be reached from other machines, and there is no key: anybody could ask. "
+            "Set --api-key-file FILE, or --without-key if something before it checks who asks."
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket on an address, taken before anything is loaded.
+
+    Raises:
+        LorafitError: it is taken already, or not this machine's.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise LorafitError(f"{host}:{port} can't be listened on: {reason}.") from None
