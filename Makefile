@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test processes, one a core; a test that is left over goes to whoever is done first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test check soak bench bench-exports bench-full format clean
+.PHONY: help demo test check soak bench bench-exports bench-serve bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -38,6 +38,10 @@ bench-exports: .venv/.dev  ## export the demo's bundle to every form, and measur
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/table.py
 
+bench-serve: .venv/.dev  ## measure the service beside bulk prediction and a plain service; about half an hour
+	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/table.py
+
 bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/handover.py
@@ -46,6 +50,7 @@ bench-full: .venv/.dev  ## measure everything published into results/, beside ev
 	$(BIN)/python benchmarks/duplicates.py
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/bulk.py
+	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 

@@ -244,6 +244,34 @@ def bulk() -> list[str]:
     return rows
 
 
+def serve() -> list[str]:
+    """Return the service's figures beside what was asked of it."""
+    measured = _results("serve")
+    one, mixed, many = measured["one_adapter"], measured["mixed"], measured["many"]
+    half, int8 = one["half_load"], measured["int8"]
+    return [
+        "| the service, one review a request | |",
+        "|---|---|",
+        f"| saturated by {measured['connections']} connections | **{one['service_per_second']:.0f} reviews/s**, "
+        f"{one['service_share_of_bulk']:.2f} of bulk prediction's {one['bulk_per_second']:.0f} |",
+        f"| FastAPI + transformers pipeline, the same load | {one['plain_per_second']:.1f} reviews/s: "
+        f"lorafit's is **{one['service_times_plain']:.1f} times** that |",
+        f"| the same, one connection | {one['plain_one_connection_per_second']:.1f} reviews/s: "
+        f"{one['service_times_plain_one_connection']:.1f} times |",
+        f"| at half of its rate, arriving by chance | median {half['median_ms']:.0f} ms, 99% within "
+        f"{half['p99_ms']:.0f} ms, {half['p99_share_of_median']:.1f} times the median |",
+        f"| 8 adapters of other ranks, layers and labels, mixed | {mixed['eight_per_second']:.0f} reviews/s, "
+        f"**{mixed['eight_share_of_one']:.2f}** of one's {mixed['one_per_second']:.0f} |",
+        f"| memory with 64 adapters (r=8) | {many['bytes_with_64'] / 1e6:,.0f} MB, "
+        f"**{many['memory_64_times_1']:.2f} times** that with one |",
+        f"| from PUT to a new adapter's first answer | {max(many['new_adapter_seconds']):.2f} s at most |",
+        f"| on its openvino-int8 export, saturated | {int8['per_second']:.0f} reviews/s |",
+        "",
+        f"What asks runs on the same cores; medians of {len(one['rounds']['service'])} rounds in turn. "
+        + _measured_at(measured),
+    ]
+
+
 BLOCKS = {
     "demo": demo,
     "speed": speed,
@@ -252,8 +280,9 @@ BLOCKS = {
     "handover": handover,
     "exports": exports,
     "bulk": bulk,
+    "serve": serve,
 }
-PAGES = ("README.md", "docs/quality.md", "docs/bulk.md")
+PAGES = ("README.md", "docs/quality.md", "docs/bulk.md", "docs/serve.md")
 
 
 def _quality_rows(part: str) -> list[dict[str, Any]]:

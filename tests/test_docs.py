@@ -7,7 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import nbformat
@@ -89,6 +92,25 @@ def readme_commands() -> list[str]:
     return [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
+@contextmanager
+def service(command: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Run a service until the end, as from another terminal; begins once it listens."""
+    log = folder / "serve.log"
+    with (
+        log.open("w") as said,
+        subprocess.Popen(f"exec {command}", shell=True, cwd=folder, env=environment, stderr=said) as process,
+    ):
+        try:
+            for _ in range(600):
+                if "listening" in log.read_text() or process.poll() is not None:
+                    break
+                time.sleep(0.1)
+            assert "listening" in log.read_text(), log.read_text()
+            yield
+        finally:
+            process.terminate()
+
+
 def readme_python() -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL))
 
@@ -133,9 +155,15 @@ def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path, hub:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = readme_commands()
     assert any(command.startswith("lorafit demo") for command in commands)
-    for command in commands:
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    with ExitStack() as services:
+        for command in commands:
+            if command.startswith("lorafit serve"):
+                services.enter_context(service(command, tmp_path, environment))
+                continue
+            done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            if command.startswith("curl"):
+                assert json.loads(done.stdout)["predictions"][0]["label"] in {"pos", "neg", "positive", "negative"}
     scores = (tmp_path / "runs" / "demo" / "scores.json").read_text()
     accuracy = json.loads(scores)["test"]["adapted"]["accuracy"]
     assert (

@@ -22,7 +22,7 @@ from lorafit import padfree, runtime
 from lorafit.errors import EncoderError, LorafitWarning
 from lorafit.padfree import kernels
 from lorafit.padfree.attention import attend
-from lorafit.padfree.layout import Layout
+from lorafit.padfree.layout import Layout, rounded
 from lorafit.padfree.modules import FASTER, Dropout
 from tests.small_encoders import CONFIGS, LENGTHS, adapted, batch, gap, step
 
@@ -56,6 +56,36 @@ def test_the_projections_see_as_many_rows_as_there_are_real_tokens(family: str) 
     step(model)
     assert len(rows) >= 4 * 3
     assert set(rows) == {sum(LENGTHS)}
+
+
+@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("first_token_only", [False, True])
+def test_without_gradients_rows_are_filled_up_to_few_sizes_and_answers_stay(
+    family: str, first_token_only: bool
+) -> None:
+    model = adapted(family).eval()
+    inputs = {name: values for name, values in batch().items() if name != "labels"}
+    rows: list[int] = []
+    layers = [module for name, module in model.named_modules() if name.endswith(("intermediate", "lin1", "Wi", "ffn"))]
+    for texts in range(1, len(LENGTHS) + 1):
+        some = {name: values[:texts] for name, values in inputs.items()}
+        with torch.no_grad():
+            padfree.disable(model)
+            ordinary = model(**some, output_hidden_states=True)
+            padfree.enable(model, first_token_only=first_token_only)
+            handles = [
+                layer.register_forward_hook(lambda _m, args, _o: rows.append(args[0].shape[1])) for layer in layers
+            ]
+            assert float((model(**some).logits - ordinary.logits).abs().max()) < 1e-5
+            for handle in handles:
+                handle.remove()
+            states = model(**some, output_hidden_states=True).hidden_states
+        real = some["attention_mask"].bool()
+        for mine, theirs in zip(states, ordinary.hidden_states, strict=True):
+            assert float((mine - theirs)[real].abs().max()) < 1e-4
+    assert rows
+    assert set(rows) <= {rounded(count) for count in range(1, sum(LENGTHS) + 1)} | {1}
+    assert sum(LENGTHS) not in rows  # 237
 
 
 @pytest.mark.parametrize("family", SERVED)

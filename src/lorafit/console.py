@@ -57,6 +57,9 @@ def bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
     ...     advance(2)
     """
     global _outer_bar
+    if _nobody_looks():  # and drawing nothing takes longer than reading a short text
+        yield lambda _: None
+        return
     if _outer_bar is not None:
         task = _outer_bar.add_task(description, total=total)
         inner = _outer_bar
@@ -144,10 +147,12 @@ def byte_bar(description: str) -> Iterator[Callable[[float, float | None], None]
 
 def _bars(*count: ProgressColumn) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeElapsedColumn())
-    hidden = _stderr.quiet or not _stderr.is_terminal
-    return Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=_stderr, transient=True, disable=hidden
-    )
+    left = (TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *left, console=_stderr, transient=True, disable=_nobody_looks())
+
+
+def _nobody_looks() -> bool:
+    return _stderr.quiet or not _stderr.is_terminal
 
 
 @contextmanager

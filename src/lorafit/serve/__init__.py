@@ -25,6 +25,7 @@ __all__ = ["Limits", "serve"]
 
 _PRODUCTS_KEPT = 256  # requests of one text come in many sizes, and preparing a product takes as long as the text
 _SECONDS_BETWEEN_THREADS = 0.0005  # Python's own 0.005 would keep a batch waiting for whoever parses a request
+_SECONDS_KEPT_OPEN = 75  # an idle connection: longer than proxies do, so that they close it and lose no request
 _SECONDS_TO_CLOSE = 5  # after the last answer, for connections
 
 
@@ -96,6 +97,7 @@ def _run(service: Service, keys: Keys | None, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_SECONDS_KEPT_OPEN,
         timeout_graceful_shutdown=int(service.limits.seconds) + _SECONDS_TO_CLOSE,
     )
     address, port = listener.getsockname()[:2]
