@@ -218,6 +218,11 @@ def cli(
     console._stderr.quiet = False
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that no process has one left when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """In CI, which installs what tests need, one skipped for want of it is a failure; a GPU can't be installed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -9,8 +9,10 @@ and how one batch serves many adapters in `mixing`.
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -26,6 +28,7 @@ __all__ = ["Limits", "serve"]
 _PRODUCTS_KEPT = 256  # requests of one text come in many sizes, and preparing a product takes as long as the text
 _SECONDS_BETWEEN_THREADS = 0.0005  # Python's own 0.005 would keep a batch waiting for whoever parses a request
 _SECONDS_KEPT_OPEN = 75  # an idle connection: longer than proxies do, so that they close it and lose no request
+_SECONDS_TO_LEAVE = 1.0  # after the signal: who asks is answered, and told that the connection ends
 _SECONDS_TO_CLOSE = 5  # after the last answer, for connections
 
 
@@ -108,17 +111,22 @@ def _run(service: Service, keys: Keys | None, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which says that it is about to stop, and leaves without the signal that stopped it."""
+    """uvicorn's, which lets connections leave before it closes them, and leaves without the signal that stopped it."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._stop_at = service, 0.0
 
-    def handle_exit(self, sig: int, frame: object) -> None:
-        """Begin to stop."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop; a second Ctrl-C stops at once."""
         self._service.stopping = True
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+        self._stop_at = self._stop_at or time.monotonic() + _SECONDS_TO_LEAVE
+        super().handle_exit(sig, frame)
         self._captured_signals.clear()  # to stop is what it was told, and no failure
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell whether it is time to close connections: idle ones at once, others after their answer."""
+        return await super().on_tick(counter) and (self.force_exit or time.monotonic() >= self._stop_at)
 
 
 def _refuse_unsafe(host: str, api_key_file: Path | None, without_key: bool) -> None:

@@ -256,7 +256,7 @@ def build(service: Service, keys: Keys | None) -> App:
     )
     _add_routes(app, service)
     _add_refusals(app)
-    return Journal(Gate(app, service.limits, keys), service.figures)
+    return Journal(Gate(app, service.limits, keys), service.figures, lambda: service.stopping)
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

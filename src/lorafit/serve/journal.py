@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -118,10 +119,13 @@ class Figures:
 
 
 class Journal:
-    """An ASGI application around the application: a line and figures of each request, and its id in the answer."""
+    """An ASGI application around the application: a line and figures of each request, and its id in the answer.
 
-    def __init__(self, app: App, figures: Figures) -> None:
-        self._app, self._figures = app, figures
+    Where `is_stopping` says so, the answer also says that the connection ends.
+    """
+
+    def __init__(self, app: App, figures: Figures, is_stopping: Callable[[], bool]) -> None:
+        self._app, self._figures, self._is_stopping = app, figures, is_stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and write down how."""
@@ -135,7 +139,8 @@ class Journal:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+                more = [(b"connection", b"close")] if self._is_stopping() else []
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode()), *more]}
             await send(message)
 
         try:
