@@ -35,7 +35,7 @@ USER 10001:10001
 WORKDIR /cache
 EXPOSE 8000
 # Of /health, which needs no key. http.client, because urllib would ask the proxy that http_proxy may name. The first
-# start may take minutes: kernels are built, and an encoder may have to come from the Hub.
+# start may take long: kernels are built, and an encoder may have to come from the Hub.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=180s \
     CMD ["python", "-c", "import http.client, sys; here = http.client.HTTPConnection('127.0.0.1', 8000, timeout=4); here.request('GET', '/health'); sys.exit(here.getresponse().status != 200)"]
 

@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import dockerfile as buildkit
 import typer
@@ -117,17 +118,26 @@ def _not_run(steps: Sequence[Step], root: Path) -> list[str]:
         return ["ENTRYPOINT or CMD is no list: a shell would keep SIGTERM to itself."]
     program, command, *options = [*entry.values, *given.values]
     scripts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    if program not in scripts or command not in commands:
+    if program not in scripts or command != "serve":
         return [f"There is no command {program} {command}."]
     try:
-        asked = commands[command].make_context(command, options).params
+        asked = asked_of_the_service(options)
     except Exception as error:  # noqa: BLE001 - typer's own click has no public name
         return [str(error)]
     open_ports = [port for step in steps if step.word == "EXPOSE" for port in step.values]
     if open_ports != [str(asked["port"])]:
         return [f"It listens on {asked['port']}, and EXPOSE says {', '.join(open_ports) or 'nothing'}."]
     return []
+
+
+def asked_of_the_service(options: Sequence[str]) -> dict[str, Any]:
+    """Return what `lorafit serve` is asked with these arguments, by the names of its parameters.
+
+    Raises:
+        typer's UsageError: an option that there is not, or a value that is none.
+    """
+    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    return serve.make_context("serve", list(options)).params
 
 
 def _not_asked(steps: Sequence[Step]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The Dockerfile: well formed, true to the command line, and its steps lead to a service that answers."""
+"""The Dockerfile and docs/serve.md are true to the service; the Dockerfile's steps lead to one that answers."""
 
 import json
 import os
@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from lorafit.serve import Limits
+from lorafit.serve.journal import Figures
 from tests import dockerfile
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
 def test_the_dockerfile_has_no_faults() -> None:
@@ -89,6 +92,43 @@ def test_steps_are_run_as_they_would_be_in_an_image(tmp_path: Path) -> None:
     }
     assert found == {"one", "two", "deep/three", "taken/two", "taken/deep/three"}
     assert image.program(image.entrypoint) == [str(image.inside("/usr/local/bin/python")), "-c", "1"]
+
+
+def test_the_page_of_the_service_has_its_limits_as_they_are() -> None:
+    limits = Limits()
+    rows = dict(re.findall(r"^\| `--([a-z-]+)`.*?\| ([\d,]+)", PAGE, flags=re.MULTILINE))
+    assert {name: int(default.replace(",", "")) for name, default in rows.items()} == {
+        "max-body-bytes": limits.body_bytes,
+        "max-texts": limits.texts,
+        "max-tokens": limits.tokens,
+        "max-queue": limits.queue_texts,
+        "timeout": limits.seconds,
+    }
+    assert re.findall(r"client_max_body_size (\d+);", PAGE) == [str(limits.body_bytes)]
+    assert [int(seconds) > limits.seconds for seconds in re.findall(r"proxy_read_timeout (\d+)s", PAGE)] == [True]
+    grace, sleep = re.search(r"GracePeriodSeconds: (\d+)", PAGE), re.search(r'\[sleep, "(\d+)"\]', PAGE)
+    assert grace
+    assert sleep
+    assert int(grace[1]) > int(sleep[1]) + limits.seconds + 5
+
+
+def test_the_page_of_the_service_names_figures_that_there_are() -> None:
+    exposed = Figures().exposition()[0].decode()
+    there = set(re.findall(r"^# TYPE (lorafit_\w+)", exposed, flags=re.MULTILINE))
+    promql = re.findall(r"```promql\n(.*?)```", PAGE, flags=re.DOTALL)[0]
+    named = {name.removesuffix("_bucket") for name in re.findall(r"lorafit_\w+", promql)}
+    assert len(named) == 4
+    assert named <= there
+
+
+def test_the_page_of_the_service_gives_options_that_there_are() -> None:
+    """In its commands, and as Kubernetes hands them over."""
+    listed = re.findall(r"^ +args: \[(.*)\]$", PAGE, flags=re.MULTILINE)
+    commands = [line.replace(",", " ").replace('"', "") for line in listed]
+    commands += re.findall(r"(?:^\$ |`)lorafit serve ([^`\n]+)", PAGE, flags=re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert dockerfile.asked_of_the_service(command.split())["bundles"]
 
 
 @pytest.mark.soak
