@@ -167,7 +167,9 @@ def keep_few_shapes(products: int = 32) -> None:
 
 
 def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    from joblib import cpu_count  # which sees a container's quota too
+
+    return int(cpu_count())
 
 
 def processor() -> str:

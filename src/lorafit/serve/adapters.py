@@ -91,6 +91,9 @@ class Adapters:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
     def load(self, name: str, path: Path, backend: Path | None = None) -> Adapter:
         """Return an adapter, not in service yet; one is loaded at a time.
 
@@ -149,10 +152,12 @@ class Adapters:
         """Return the adapter of this name; without one the default, or the only one.
 
         Raises:
-            RefusalError: 404, none of this name; 400, several and no default.
+            RefusalError: 404, none of this name; 400, several and no default; 503, none at all.
         """
         names = sorted(self._by_name)
-        there = f"There are: {', '.join(names)}." if names else "There are none."
+        if not names:
+            raise RefusalError(503, "No adapter is in service.", {"Retry-After": "1"})
+        there = f"There are: {', '.join(names)}."
         wanted = name or self._default or (names[0] if len(names) == 1 else None)
         if wanted is None:
             raise RefusalError(400, f'Say which adapter is to answer, as "adapter". {there}')
@@ -189,10 +194,10 @@ class Adapters:
             threads=self._where.threads,
             backend=backend,
         )
-        is_export = exported.is_export(folder)
+        runs = backend or folder
         return Adapter(
             name=name,
-            sha256=sha256_of(folder / exported.FILE) if is_export else bundle.fingerprint(folder),
+            sha256=sha256_of(runs / exported.FILE) if exported.is_export(runs) else bundle.fingerprint(runs),
             reader=classifier.reader,
             engine=OwnEncoder(classifier),
             weights=None,

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from fastapi import Body, FastAPI, Request, Response
@@ -49,12 +49,14 @@ _PROBLEMS = {
     422: "The body has another form, or a text can't be classified.",
     429: "Too many texts wait; Retry-After says for how long.",
     500: "A fault of the service.",
+    503: "No adapter is in service.",
     504: "The answer took too long.",
 }
 _FORMS = {  # of what may have several
     "texts": '"texts" is to be a text, or a list of texts; of pairs a list of lists of two texts.',
     "inputs": '"inputs" is to be a text, a pair of texts, or a list of lists of one or two texts.',
 }
+_NO_ROUTE = {404: "There is nothing at this path.", 405: "This path has other methods."}
 _CLIENT_GONE = 499
 Answer = TypeVar("Answer")
 
@@ -72,7 +74,7 @@ class Service:
         self.adapters, self.limits, self.figures = adapters, limits, Figures()
         self._allowed = allowed.resolve() if allowed else None
         self._batcher = Batcher(self.figures.count_batch)
-        self.figures.watch(self._batcher)
+        self.figures.waiting.set_function(lambda: self._taken_in)
         self._reading = ThreadPoolExecutor(1, "lorafit-tokens")  # a tokenizer serves one thread at a time
         self._loading = ThreadPoolExecutor(1, "lorafit-adapters")
         self._taken_in = 0
@@ -95,9 +97,14 @@ class Service:
         journal.note(adapter=adapter.name, texts=len(texts))
         self._refuse_many(len(texts))
         with self._taking_in(len(texts)):
-            return await _until_hung_up(request, self._ask(adapter, texts, whole), self.limits.seconds)
+            asked = await _until_hung_up(request, self._ask(adapter, texts, whole), self.limits.seconds)
+        journal.note(tokens=asked.tokens)
+        if adapter.name in self.adapters:  # else its figures are forgotten already
+            self.figures.texts.labels(adapter.name).inc(len(texts))
+            self.figures.tokens.labels(adapter.name).inc(asked.tokens)
+        return asked
 
-    async def _ask(self, adapter: Adapter, texts: list[Text], whole: bool) -> "_Asked":
+    async def _ask(self, adapter: Adapter, texts: list[Text], whole: bool = False) -> "_Asked":
         loop = asyncio.get_running_loop()
         tokens = await loop.run_in_executor(self._reading, adapter.encode, texts)
         lengths = tokens.lengths
@@ -110,7 +117,8 @@ class Service:
         if whole and tokens.cut:
             most = adapter.reader.manifest.max_tokens
             raise RefusalError(
-                413, f"{tokens.cut:,} of the texts have more than {most:,} tokens, and truncate is false."
+                413,
+                f"{tokens.cut:,} of {len(texts):,} are over the {most:,} tokens that are read, and truncate is false.",
             )
         waiting = self._batcher.submit(adapter.engine, adapter.weights, tokens)
         try:
@@ -118,11 +126,7 @@ class Service:
         except asyncio.CancelledError:
             self._batcher.give_up(waiting)
             raise
-        count = int(lengths.sum())
-        journal.note(tokens=count)
-        self.figures.texts.labels(adapter.name).inc(len(texts))
-        self.figures.tokens.labels(adapter.name).inc(count)
-        return _Asked(logits, tokens.cut)
+        return _Asked(logits, int(lengths.sum()), tokens.cut)
 
     async def load(self, name: str, path: Path, backend: Path | None = None) -> bool:
         """Take an adapter into service once it has answered a text; return whether it takes another one's place.
@@ -133,7 +137,7 @@ class Service:
         start, loop = time.perf_counter(), asyncio.get_running_loop()
         adapter = await loop.run_in_executor(self._loading, self.adapters.load, name, path, backend)
         first: Text = ("a text", "another") if adapter.reader.manifest.text_pair else "a text"
-        logits = (await self._ask(adapter, [first], whole=False)).logits
+        logits = (await self._ask(adapter, [first])).logits
         if not np.isfinite(logits).all():
             raise LorafitError(f"{path} answers with something that is no number.")
         replaced = self.adapters.put(adapter)
@@ -161,19 +165,28 @@ class Service:
         self.figures.forget(name)
         journal.say("adapter out of service", adapter=name)
 
+    def refuse_change(self) -> Path:
+        """Return the folder from which adapters may be loaded on request.
+
+        Raises:
+            RefusalError: there is none, and adapters neither come nor go.
+        """
+        if self._allowed is None:
+            raise RefusalError(403, "The adapters of this service stay: it was started without --adapters-dir.")
+        return self._allowed
+
     def place(self, path: str) -> Path:
         """Return where a bundle lies that may be loaded on request.
 
         Raises:
             RefusalError: it lies elsewhere.
         """
-        if self._allowed is None:
-            raise RefusalError(403, "This service loads no adapters on request: it was started without --adapters-dir.")
+        allowed = self.refuse_change()
         try:
-            found = (self._allowed / path).resolve()
+            found = (allowed / path).resolve()
         except (OSError, ValueError, RuntimeError):  # too long a name, a null byte, links in a circle
             found = Path("/")
-        if not found.is_relative_to(self._allowed):
+        if not found.is_relative_to(allowed):
             raise RefusalError(403, "This service loads adapters from below its own folder only.")
         return found
 
@@ -206,11 +219,12 @@ class Service:
             self._taken_in -= texts
 
 
-class _Asked:
-    """The answer to texts: logits, (texts, labels), and of how many texts a part was not read."""
+class _Asked(NamedTuple):
+    """The answer to texts: logits, (texts, labels), the tokens read, and of how many texts a part was not read."""
 
-    def __init__(self, logits: np.ndarray, cut_texts: int) -> None:
-        self.logits, self.cut_texts = logits, cut_texts
+    logits: np.ndarray
+    tokens: int
+    cut_texts: int
 
 
 class _HungUp(Exception):  # noqa: N818 - it is no error
@@ -271,7 +285,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
                 "model": Predictions | Scores,
                 "description": "`Predictions` to `Texts`, lists of scores to `Inputs`.",
             },
-            **_problems(400, 404, 408, 422, 429, 500, 504),
+            **_problems(400, 404, 408, 422, 429, 500, 503, 504),
         },
     )
     async def predict(request: Request, question: Annotated[Question, Body(openapi_examples=QUESTIONS)]) -> Response:
@@ -305,13 +319,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     )
     async def put(name: Annotated[AdapterName, PathParameter()], place: Place, response: Response) -> AdapterInfo:
         """Take an adapter into service, or another version of one: what came before is answered by the old one."""
-        replaced = await service.load(name, service.place(place.path))
+        found, seconds = service.place(place.path), service.limits.seconds
+        try:
+            async with asyncio.timeout(seconds):
+                replaced = await service.load(name, found)
+        except TimeoutError:
+            raise RefusalError(504, f"The adapter took longer than {seconds:g} seconds to load.") from None
+        except LorafitError as error:  # without the folders of this machine
+            raise RefusalError(422, str(error).replace(f"{service.refuse_change()}/", "")) from None
         response.status_code = 200 if replaced else 201
         return service.adapters.describe(service.adapters.find(name))
 
-    @app.delete("/adapters/{name}", status_code=204, responses=_problems(404, 422))
+    @app.delete("/adapters/{name}", status_code=204, responses=_problems(403, 404, 422))
     async def delete(name: Annotated[AdapterName, PathParameter()]) -> None:
         """Take an adapter out of service; what it has taken in it still answers."""
+        service.refuse_change()
         service.remove(name)
 
     @app.get("/health")
@@ -340,16 +362,18 @@ def _json(content: bytes) -> Response:
 def _add_refusals(app: FastAPI) -> None:
     """Turn each way in which a request can fail into one sentence."""
 
-    def answer(status: int, sentence: str, headers: Any = None) -> Response:
-        journal.note(refused=sentence if status < 500 else "")
+    def answer(status: int, sentence: str, headers: Any = None, logged: str = "") -> Response:
+        journal.note(refused=logged or sentence)
         content = TypeAdapter(dict[str, str]).dump_json(as_record(status, sentence))
         return Response(content, status, headers, "application/json")
 
     handlers: dict[type[Exception], Callable[[Any], Response]] = {
         RefusalError: lambda error: answer(error.status, str(error), error.headers),
         LorafitError: lambda error: answer(422, str(error)),
-        RequestValidationError: lambda error: answer(*_fault(error)),
-        HTTPException: lambda error: answer(error.status_code, str(error.detail), error.headers),
+        RequestValidationError: lambda error: answer(*_fault(error), logged="a body of another form"),
+        HTTPException: lambda error: answer(
+            error.status_code, _NO_ROUTE.get(error.status_code, str(error.detail)), error.headers
+        ),
         _HungUp: lambda _: Response(status_code=_CLIENT_GONE),
         Exception: lambda _: answer(500, "The service failed over this request; its log says where."),
     }

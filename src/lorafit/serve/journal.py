@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from lorafit.serve.batching import Batch, Batcher
+from lorafit.serve.batching import Batch
 from lorafit.serve.limits import App, Message, Receive, Scope, Send
 
 _log = logging.getLogger("lorafit.serve")
@@ -95,7 +95,7 @@ class Figures:
         self._waited = Histogram(
             "lorafit_wait_seconds", "How long a batch's first text waited for it.", buckets=_SECONDS, registry=registry
         )
-        self.waiting = Gauge("lorafit_waiting_texts", "Texts that wait for a batch.", registry=registry)
+        self.waiting = Gauge("lorafit_waiting_texts", "Texts taken in and not answered yet.", registry=registry)
         self.adapters = Gauge("lorafit_adapters", "Adapters in service.", registry=registry)
 
     def count_batch(self, batch: Batch) -> None:
@@ -103,10 +103,6 @@ class Figures:
         self._batch_tokens.observe(batch.tokens)
         self._batch_adapters.observe(batch.adapters)
         self._waited.observe(batch.seconds_waited)
-
-    def watch(self, batcher: Batcher) -> None:
-        """Read the length of the queue when asked."""
-        self.waiting.set_function(lambda: batcher.waiting_texts)
 
     def forget(self, adapter: str) -> None:
         """Drop the figures of an adapter that was taken out."""
