@@ -14,12 +14,12 @@ def serve(
     bundles: Annotated[
         list[str],
         typer.Argument(
-            metavar="[NAME=]BUNDLE...",
+            metavar="[NAME=]BUNDLE",
             help="Run folders, adapter folders or exports; without a name each has its run's or folder's.",
         ),
     ],
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one.")] = 8000,
     default: Annotated[
         str | None, typer.Option("--default", metavar="NAME", help="The adapter that answers where none is named.")
     ] = None,
@@ -41,13 +41,23 @@ def serve(
         list[str] | None,
         typer.Option("--encoder", metavar="FOLDER", help="Where an encoder lies that is not found by itself."),
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="auto, bf16 or fp32.")] = "auto",
-    threads: Annotated[int, typer.Option("--threads", min=0, help="0 means all cores.")] = 0,
-    max_body_bytes: Annotated[int, typer.Option("--max-body-bytes", min=1000, help="Of a request.")] = 1_000_000,
-    max_texts: Annotated[int, typer.Option("--max-texts", min=1, help="In a request.")] = 256,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="That are read of a text.")] = 8192,
-    max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Texts that are not answered yet.")] = 2048,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="For an answer.")] = 30.0,
+    precision: Annotated[str, typer.Option("--precision", metavar="NAME", help="auto, bf16 or fp32.")] = "auto",
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=0, help="0 means all cores.")] = 0,
+    max_body_bytes: Annotated[
+        int, typer.Option("--max-body-bytes", metavar="N", min=1000, help="The largest request.")
+    ] = 1_000_000,
+    max_texts: Annotated[
+        int, typer.Option("--max-texts", metavar="N", min=1, help="The most texts in a request.")
+    ] = 256,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", metavar="N", min=1, help="The most tokens that are read of a text.")
+    ] = 8192,
+    max_queue: Annotated[
+        int, typer.Option("--max-queue", metavar="N", min=1, help="The most texts that wait for an answer.")
+    ] = 2048,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="The longest that an answer may take.")
+    ] = 30.0,
 ) -> None:
     """Answer HTTP requests, with many adapters on one encoder.
 

@@ -61,8 +61,10 @@ class Keys:
         """
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise LorafitError(f"The API keys in {file} can't be read: {error}.") from None
+        except OSError as error:
+            raise LorafitError(f"{file} can't be read: {(error.strerror or str(error)).lower()}.") from None
+        except UnicodeDecodeError:
+            raise LorafitError(f"{file} holds no API keys: it is not UTF-8.") from None
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise LorafitError(f"{file} holds no API key. Write one a line, such as that of: openssl rand -hex 32")
