@@ -1,5 +1,7 @@
 """Whatever the service's own OpenAPI allows, and much that it does not, is answered as the OpenAPI says."""
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -9,30 +11,27 @@ from typing import Any
 import pytest
 import schemathesis
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.python import asgi
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from untrained import write_bundle
 
 from lorafit import encoders
 from lorafit.runtime import Runtime
 from lorafit.serve.adapters import Adapters
 from lorafit.serve.app import Service, build
-from lorafit.serve.limits import App, Limits, Receive, Scope, Send
+from lorafit.serve.limits import App, Limits, Receive, Send
 
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance, content_type_conformance]
-OPERATIONS = [
-    ("POST", "/predict"),
-    ("GET", "/adapters"),
-    ("PUT", "/adapters/{name}"),
-    ("DELETE", "/adapters/{name}"),
-    ("GET", "/health"),
-    ("GET", "/ready"),
-    ("GET", "/metrics"),
-]
-SHARES = {"/predict": 7, "/adapters/{name}": 2}  # of the requests, where others have 1
+WITHOUT_PARAMETERS = ["/adapters", "/health", "/ready", "/metrics"]
+SHARES = {("POST", "/predict"): 0.7, ("PUT", "/adapters/{name}"): 0.2, ("DELETE", "/adapters/{name}"): 0.1}
 
 
 @dataclass
@@ -51,9 +50,10 @@ class Counting:
         await self.app(scope, receive, note)
 
 
-@pytest.fixture(scope="module")
-def counting(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Counting]:
-    folder, threads = tmp_path_factory.mktemp("schema"), torch.get_num_threads()
+@pytest.fixture
+def counting(tiny: Path, tmp_path: Path) -> Iterator[Counting]:
+    """Each test has its own: schemathesis ends the application after each."""
+    folder, threads = tmp_path, torch.get_num_threads()
     files = encoders.locate(str(tiny))
     adapters = Adapters(Runtime("cpu", "fp32", 1, "for the test"), default="first")
     torch.set_num_threads(1)
@@ -63,32 +63,29 @@ def counting(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         path = write_bundle(folder / name, files, ["no", "perhaps", "yes"], seed=number, text_pair=pair)
         adapters.put(adapters.load(name, path))
     yield Counting(build(service, None))
-    from schemathesis.python import asgi
-
     asgi.shutdown_lifespans()
     service.close()
     torch.set_num_threads(threads)
 
 
-def ask_much(counting: Counting, requests: int) -> None:
-    config = SchemathesisConfig.from_dict({"generation": {"mode": "all"}})
-    schema = schemathesis.openapi.from_asgi("/openapi.json", counting, config=config)
-    parts = sum(SHARES.get(path, 1) for _, path in OPERATIONS)
-    for method, path in OPERATIONS:
-        share = -(-requests * SHARES.get(path, 1) // parts)
-        operation = schema[path][method]
-        before = counting.seen.total()
-        round_ = 0
-        while counting.seen.total() - before < share and round_ < 40:
-            mode = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE][round_ % 2]
-            ask_one(operation, mode, max(1, share // 2), seed=round_)
-            round_ += 1
+def ask_much(counting: Counting, requests: int) -> Counter[tuple[str, int]]:
+    """Send at least so many requests, half of them as the OpenAPI allows; return how many were answered how."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", counting, config=SchemathesisConfig())
+    counting.seen.clear()
+    for path in WITHOUT_PARAMETERS:
+        ask(schema[path]["GET"], GenerationMode.POSITIVE, 1)
+    for (method, path), share in SHARES.items():
+        wanted, rounds = counting.seen.total() + share * requests, itertools.count()
+        while counting.seen.total() < wanted and (number := next(rounds)) < 20:
+            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                ask(schema[path][method], mode, math.ceil(share * requests / 2), number)
+    return counting.seen
 
 
-def ask_one(operation: Any, mode: GenerationMode, examples: int, seed: int) -> None:
-    from hypothesis import seed as seeded
+def ask(operation: Any, mode: GenerationMode, examples: int, number: int = 0) -> None:
+    """Send requests of one kind; the same ones each time."""
 
-    @seeded(seed)
+    @seed(number)
     @settings(
         max_examples=examples,
         deadline=None,
@@ -97,7 +94,22 @@ def ask_one(operation: Any, mode: GenerationMode, examples: int, seed: int) -> N
         phases=[Phase.generate],
     )
     @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case: Any) -> None:
+    def send(case: Any) -> None:
         case.call_and_validate(checks=CHECKS)
 
-    ask()
+    send()
+
+
+def test_five_hundred_requests_are_answered_as_the_openapi_says(counting: Counting) -> None:
+    seen = ask_much(counting, 500)
+    assert seen.total() >= 500
+    assert max(status for _, status in seen) < 500
+    assert seen["POST", 200] > 10
+    assert seen["POST", 422] > 10
+
+
+@pytest.mark.soak
+def test_five_thousand_requests_are_answered_as_the_openapi_says(counting: Counting) -> None:
+    seen = ask_much(counting, 5000)
+    assert seen.total() >= 5000
+    assert max(status for _, status in seen) < 500
