@@ -199,10 +199,16 @@ def guarded(bundles: Bundles) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def hasty(bundles: Bundles) -> Iterator[Service]:
-    """A service that gives up soon."""
-    limits = ("--timeout", 0.5, "--max-tokens", 10**7)
-    with running(bundles.named[0], f"windows={bundles.folder / 'windows'}", *limits) as found:
+    """A service of one adapter, which gives up soon; Ctrl-C ends it."""
+    with running(bundles.folder / "windows", "--timeout", 0.5, "--max-tokens", 10**7) as found:
+        idle = found.connect()
+        send(idle, "GET", "/health", None)
+        receive(idle)
         yield found
+        found.process.send_signal(signal.SIGINT)
+        assert found.process.wait(SECONDS) == 0
+        wait_for(lambda: '"stopped"' in found.lines[-1])
+        idle.close()
 
 
 def long_text(words: int) -> str:
@@ -325,17 +331,23 @@ def test_a_text_that_would_be_cut_is_refused_where_truncate_is_false(service: Se
     assert service.predict(texts=[cut, "film"], adapter="top.1-x_").json["cut_texts"] == 1
 
 
-def test_the_inference_client_of_the_hub_understands_the_answer(guarded: Service, bundles: Bundles) -> None:
+def test_the_inference_client_of_the_hub_reads_the_answer(guarded: Service, bundles: Bundles) -> None:
     client = InferenceClient(token=KEY, timeout=SECONDS)
     expected = expected_of(bundles.classifiers["three"], [PRAISE])[0]["scores"]
     best = max(expected, key=lambda label: expected[label])
-    found = client.text_classification(PRAISE, model=f"{guarded.url}/predict")
-    first = (
-        found[0] if isinstance(found, list) else found
-    )  # of a flat list, as text-embeddings-inference's, it keeps one
-    assert (first.label, first.score) == (best, pytest.approx(expected[best], abs=1e-5))
-    raw = client.text_classification(PRAISE, model=f"{guarded.url}/predict", top_k=1, function_to_apply="none")
-    assert (raw[0] if isinstance(raw, list) else raw).label == best
+    # Of a flat list, which is text-embeddings-inference's answer, it returns the first element.
+    found: Any = client.text_classification(PRAISE, model=f"{guarded.url}/predict")
+    assert (found.label, found.score) == (best, pytest.approx(expected[best], abs=1e-5))
+    logit: Any = client.text_classification(PRAISE, model=f"{guarded.url}/predict", top_k=1, function_to_apply="none")
+    assert logit.label == best
+    assert logit.score != pytest.approx(found.score, abs=1e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="the client, which sends parameters, expects a list in a list as the Hub gives")
+def test_the_inference_client_of_the_hub_gets_every_label(guarded: Service) -> None:
+    found = InferenceClient(token=KEY).text_classification(PRAISE, model=f"{guarded.url}/predict")
+    assert isinstance(found, list)
+    assert sorted(element.label for element in found) == sorted(THREE)
 
 
 # Which adapter
@@ -658,7 +670,7 @@ def test_probes_need_no_key(guarded: Service, path: str, status: str) -> None:
     assert (answer.status, answer.json) == (200, {"status": status})
 
 
-def slow_body(texts: int = 1, words: int = 250_000) -> dict[str, Any]:
+def slow_body(texts: int = 1, words: int = 120_000) -> dict[str, Any]:
     """Return a request that takes a second or two."""
     return {"texts": [f"{SECRET} {long_text(words // texts)}"] * texts, "adapter": "windows"}
 
@@ -683,7 +695,7 @@ def test_a_request_larger_than_the_queue_is_answered_where_nobody_waits(guarded:
 def test_who_hangs_up_leaves_his_place_to_others(guarded: Service) -> None:
     before = len(guarded.records)
     connection = guarded.connect()
-    send(connection, "POST", "/predict", slow_body(4, 600_000), KEY, {"X-Request-Id": "who-hangs-up"})
+    send(connection, "POST", "/predict", slow_body(4, 400_000), KEY, {"X-Request-Id": "who-hangs-up"})
     wait_for(lambda: figures(guarded)["lorafit_waiting_texts"].samples[0].value > 0)
     assert guarded.predict(texts="good").status == 429
     connection.close()
@@ -699,7 +711,12 @@ def test_an_answer_that_takes_too_long_is_broken_off(hasty: Service) -> None:
     answer = hasty.predict(**slow_body(4, 150_000))
     assert (answer.status, list(answer.json)) == (504, ["error", "error_type"])
     assert answer.json["error"] == "The answer took longer than 0.5 seconds."
-    wait_for(lambda: hasty.predict(texts="good", adapter="two").status == 200)
+    wait_for(lambda: hasty.predict(texts="good").status == 200)
+
+
+def test_the_only_adapter_answers_and_is_called_as_its_folder(hasty: Service, bundles: Bundles) -> None:
+    answer = hasty.predict(texts="good")
+    assert (answer.json["adapter"], answer.json["sha256"]) == ("windows", bundles.sha256["windows"])
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(hasty: Service) -> None:
@@ -838,19 +855,6 @@ def test_sigterm_lets_every_request_that_was_sent_have_its_answer(bundles: Bundl
         assert service.records[-1]["event"] == "stopped"
         with pytest.raises(OSError):
             service.ask("GET", "/health")
-
-
-def test_ctrl_c_ends_with_exit_code_0(bundles: Bundles) -> None:
-    with running(bundles.folder / "two") as service:
-        answer = service.predict(texts="good")  # the only adapter answers
-        assert (answer.status, answer.json["adapter"]) == (200, "two")
-        idle = service.connect()
-        send(idle, "GET", "/health", None)
-        receive(idle)
-        service.process.send_signal(signal.SIGINT)
-        assert service.process.wait(SECONDS) == 0
-        wait_for(lambda: '"stopped"' in service.lines[-1])
-        idle.close()
 
 
 # What it does not begin with
