@@ -33,9 +33,6 @@ LONG = " ".join(texts_and_labels(8, seed=7)[0])
 TEXTS: list[Text] = [*texts_and_labels(7, seed=5)[0], "film", LONG, "a", "dull grim", LONG[: len(LONG) // 2]]
 PAIRS: list[Text] = [("the film", "good"), ("a", "b"), (LONG, "was it good"), ("a story", LONG), ("music", "people")]
 Made = tuple[list[str], dict[str, Any]]  # an adapter's labels, and what else `write_bundle` is given
-DEBERTA = pytest.mark.xfail(
-    strict=True, reason="DeBERTa's layers also read its relative embeddings, which are no adapter's rows"
-)
 TWO, THREE, SEVEN = ["no", "yes"], ["low", "middle", "high"], [f"topic {n}" for n in range(7)]
 ON_BERT: dict[str, Made] = {
     "all-linear": (THREE, {"lora": {"rank": 8}}),
@@ -240,23 +237,15 @@ def test_batches_that_read_first_tokens_and_such_that_read_all_may_alternate(on_
 
 
 @pytest.mark.parametrize("at_once", [10**6, 7, 1], ids=["all in one batch", "sevens", "one by one"])
-def test_every_family_mixes_adapters(
-    on_family: tuple[str, Served], at_once: int, request: pytest.FixtureRequest
-) -> None:
+def test_every_family_mixes_adapters(on_family: tuple[str, Served], at_once: int) -> None:
     family, served = on_family
-    if family == "deberta-v2" and at_once > 1:
-        request.applymarker(DEBERTA)
     assert served.engine.pads == (family in WITHOUT_PADFREE)
     mixed = served.mix(list(ON_EACH))
     assert_equal(mixed.answered_by(served.engine, at_once), mixed.expected)
 
 
-def test_very_short_texts_of_every_family_are_answered(
-    on_family: tuple[str, Served], request: pytest.FixtureRequest
-) -> None:
+def test_very_short_texts_of_every_family_are_answered(on_family: tuple[str, Served]) -> None:
     family, served = on_family
-    if family == "deberta-v2":
-        request.applymarker(DEBERTA)
     for names in (["all-linear"], ["all-linear", "attention"], ["attention", "mean"], list(ON_EACH)):
         for texts in (["a"], ["a", "good film"], ["film", "a", "the film"]):
             mixed = served.mix(names, lambda _, texts=texts: list(texts))

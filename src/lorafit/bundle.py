@@ -104,12 +104,15 @@ def folder_of(path: Path | str) -> Path:
     """
     folder = Path(path)
     inside = folder / "adapter"
-    if inside.is_dir():
-        return inside
-    if (folder / "run.json").is_file():
-        raise BundleError(f"{folder} holds no adapter yet. Go on with: lorafit train --resume {folder}")
-    if not folder.is_dir():
-        raise BundleError(f"There is no run folder or adapter directory {folder}.")
+    try:
+        if inside.is_dir():
+            return inside
+        if (folder / "run.json").is_file():
+            raise BundleError(f"{folder} holds no adapter yet. Go on with: lorafit train --resume {folder}")
+        if not folder.is_dir():
+            raise BundleError(f"There is no run folder or adapter directory {folder}.")
+    except OSError as error:  # a name too long for the system
+        raise BundleError(f"{folder} can't be read: {(error.strerror or str(error)).lower()}.") from None
     return folder
 
 

@@ -20,8 +20,9 @@ from lorafit import encoders, runtime
 from lorafit.errors import LorafitError
 from lorafit.serve import journal
 from lorafit.serve.adapters import Adapters
-from lorafit.serve.app import Service, build
+from lorafit.serve.app import build
 from lorafit.serve.limits import Keys, Limits, is_loopback
+from lorafit.serve.service import Service
 
 __all__ = ["Limits", "serve"]
 

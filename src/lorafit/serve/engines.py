@@ -1,6 +1,7 @@
 """What answers batches: an encoder that many adapters share, or a classifier that has its encoder for itself."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from lorafit.encoders import Files
 from lorafit.predict import Classifier
 from lorafit.runtime import Runtime
 from lorafit.serve import mixing
-from lorafit.serve.mixing import UnderWay, Weights
+from lorafit.serve.mixing import Share, UnderWay, Weights
 from lorafit.tokens import Tokens, inputs_of, join, pad, pool
 
 
@@ -55,6 +56,9 @@ class SharedEncoder:
         self._pad_id = made.model.config.pad_token_id or 0
         self._first_only = True
         self.pads = not padfree.is_enabled(self._model)
+        # Where all of a batch's tokens lie in one row. In others a layer may be given more than that: DeBERTa's read
+        # its relative positions too, which are no adapter's.
+        self._mixes = not self.pads
 
     @property
     def token_types(self) -> int:
@@ -81,43 +85,53 @@ class SharedEncoder:
 
     def _answer(self, items: Sequence[Item]) -> list[np.ndarray]:
         order = sorted(range(len(items)), key=lambda place: id(items[place].weights))
-        tokens = join([(items[place].tokens, items[place].text) for place in order])
-        batch = pad(tokens, range(len(order)), self._pad_id)
-        owned = self._owned([items[place].weights for place in order], tokens, batch["windows"])
-        self._under_way.begin(mixing.layout([(weights, rows, count) for weights, rows, count, _ in owned]))
+        answers: list[np.ndarray] = [np.empty(0)] * len(items)
+        for together in [order] if self._mixes else _by_adapter(order, items):
+            for place, answer in zip(together, self._answer_in_order([items[n] for n in together]), strict=True):
+                answers[place] = answer
+        return answers
+
+    def _answer_in_order(self, items: Sequence[Item]) -> list[np.ndarray]:
+        """Return the logits of texts that stand adapter by adapter."""
+        tokens = join([(item.tokens, item.text) for item in items])
+        batch = pad(tokens, range(len(items)), self._pad_id)
+        shares = _shares(items, tokens, batch["windows"])
+        self._under_way.begin(shares)
         # Its layers tell rows from tokens by how many there are.
-        fewer = padfree.rounded(self._under_way.shares[-1].rows.stop) < self._under_way.shares[-1].tokens.stop
-        self._read_first_tokens_only(fewer and not any(weights.reads_the_mean for weights, *_ in owned))
+        fewer = padfree.rounded(shares[-1].rows.stop) < shares[-1].tokens.stop
+        self._read_first_tokens_only(fewer and not any(share.weights.reads_the_mean for share in shares))
         with torch.inference_mode(), self._where.autocast():
             inputs = {key: value.to(self._where.device) for key, value in inputs_of(batch).items()}
             logits = self._model(**inputs).logits.float().cpu()
         found: list[np.ndarray] = []
-        for share, (weights, _, _, windows) in zip(self._under_way.shares, owned, strict=True):
-            found.extend(pool(logits[share.rows, : weights.labels], windows, weights.long_text).numpy())
-        answers: list[np.ndarray] = [found[0]] * len(found)
-        for place, answer in zip(order, found, strict=True):
-            answers[place] = answer
-        return answers
-
-    def _owned(
-        self, of_texts: Sequence[Weights | None], tokens: Tokens, windows: torch.Tensor
-    ) -> list[tuple[Weights, int, int, torch.Tensor]]:
-        """Return of each adapter, in order: its weights, rows, tokens, and how many windows each of its texts has."""
-        owned, start = [], 0
-        for end in range(1, len(of_texts) + 1):
-            if end < len(of_texts) and of_texts[end] is of_texts[start]:
-                continue
-            weights, of_its_texts = of_texts[start], windows[start:end]
-            assert weights is not None
-            owned.append((weights, int(of_its_texts.sum()), int(tokens.lengths[start:end].sum()), of_its_texts))
-            start = end
-        return owned
+        for share in shares:
+            own = logits[share.rows, : share.weights.labels]
+            found.extend(pool(own, batch["windows"][share.texts], share.weights.long_text).numpy())
+        return found
 
     def _read_first_tokens_only(self, wanted: bool) -> None:
         """Let the last layer compute first tokens only, or all of them; it is the whole last layer that changes."""
         if wanted != self._first_only and not self.pads:
             padfree.enable(self._model, first_token_only=wanted)
             self._first_only = wanted
+
+
+def _shares(items: Sequence[Item], tokens: Tokens, windows: torch.Tensor) -> list[Share]:
+    """Return who owns what of a batch whose texts stand adapter by adapter; a row is a window."""
+    shares, text, row, token = [], 0, 0, 0
+    for _, group in groupby(items, key=lambda item: id(item.weights)):
+        weights, *others = [item.weights for item in group]
+        assert weights is not None
+        texts = slice(text, text + 1 + len(others))
+        rows = slice(row, row + int(windows[texts].sum()))
+        own = slice(token, token + int(tokens.lengths[texts].sum()))
+        shares.append(Share(weights, texts, rows, own))
+        text, row, token = texts.stop, rows.stop, own.stop
+    return shares
+
+
+def _by_adapter(order: Sequence[int], items: Sequence[Item]) -> list[list[int]]:
+    return [list(group) for _, group in groupby(order, key=lambda place: id(items[place].weights))]
 
 
 class OwnEncoder:

@@ -43,7 +43,7 @@ class Parameters(_Asked):
 
 
 class Inputs(_Asked):
-    """The shape of text-embeddings-inference's /predict, and of the Hub's inference API."""
+    """The shape of text-embeddings-inference's /predict; with `parameters` that of the Hub's inference API."""
 
     inputs: str | _OneOrTwo | Annotated[list[_OneOrTwo], Field(min_length=1)] = Field(examples=["A film to remember."])
     """One text, one pair of texts, or a list of lists of one or two."""
@@ -52,23 +52,32 @@ class Inputs(_Asked):
     truncation_direction: Literal["Right", "right"] = "Right"
     raw_scores: bool = False
     """Logits in place of probabilities."""
-    parameters: Parameters = Parameters()
+    parameters: Parameters | None = None
     adapter: AdapterName | None = None
     """Not of text-embeddings-inference: who answers."""
 
     @property
-    def is_batch(self) -> bool:
-        """Whether the answer is a list of lists."""
-        return not isinstance(self.inputs, str) and not isinstance(self.inputs[0], str)
+    def wants_lists(self) -> bool:
+        """Whether the answer is a list of lists; the Hub gives one for a single text too."""
+        return self._is_batch or self.parameters is not None
 
     @property
     def wants_logits(self) -> bool:
         """Whether scores are logits."""
-        return self.raw_scores or self.parameters.function_to_apply == "none"
+        return self.raw_scores or (self.parameters is not None and self.parameters.function_to_apply == "none")
+
+    @property
+    def top_k(self) -> int | None:
+        """How many labels to name."""
+        return self.parameters.top_k if self.parameters else None
+
+    @property
+    def _is_batch(self) -> bool:
+        return not isinstance(self.inputs, str) and not isinstance(self.inputs[0], str)
 
     def listed(self) -> list[Text]:
         """Return the texts, pairs as tuples."""
-        several: list[Any] = [self.inputs] if not self.is_batch else list(self.inputs)
+        several: list[Any] = list(self.inputs) if self._is_batch else [self.inputs]
         return [_text([text] if isinstance(text, str) else text) for text in several]
 
 

@@ -42,9 +42,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Share:
-    """The slice of a batch that is one adapter's: of its rows, and of its real tokens one after the other."""
+    """The slice of a batch that is one adapter's: of its texts, its rows, and its real tokens one after the other."""
 
     weights: Weights
+    texts: slice
     rows: slice
     tokens: slice
 
@@ -213,15 +214,6 @@ def weights_of(whole: Checked, heads: Sequence[str], dtype: torch.dtype, device:
         long_text=whole.manifest.long_text,
         reads_the_mean=whole.manifest.pooling == "mean",
     )
-
-
-def layout(parts: Sequence[tuple[Weights, int, int]]) -> list[Share]:
-    """Return who owns what of a batch: for each adapter, in order, its weights and numbers of rows and tokens."""
-    shares, row, token = [], 0, 0
-    for weights, rows, tokens in parts:
-        shares.append(Share(weights, slice(row, row + rows), slice(token, token + tokens)))
-        row, token = row + rows, token + tokens
-    return shares
 
 
 def _modules(whole: Checked, tensors: dict[str, dict[str, torch.Tensor]]) -> dict[str, nn.Module]:
