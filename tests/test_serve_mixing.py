@@ -245,7 +245,7 @@ def test_every_family_mixes_adapters(on_family: tuple[str, Served], at_once: int
 
 
 def test_very_short_texts_of_every_family_are_answered(on_family: tuple[str, Served]) -> None:
-    family, served = on_family
+    _, served = on_family
     for names in (["all-linear"], ["all-linear", "attention"], ["attention", "mean"], list(ON_EACH)):
         for texts in (["a"], ["a", "good film"], ["film", "a", "the film"]):
             mixed = served.mix(names, lambda _, texts=texts: list(texts))

@@ -7,6 +7,7 @@ and how one batch serves many adapters in `mixing`.
 """
 
 import asyncio
+import os
 import socket
 import sys
 import time
@@ -150,5 +151,6 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        number = getattr(error, "errno", None) or 0  # of a name that is not known below 0
+        reason = (os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)).lower()
         raise LorafitError(f"{host}:{port} can't be listened on: {reason}.") from None

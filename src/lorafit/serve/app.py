@@ -168,15 +168,15 @@ def _json(content: bytes) -> Response:
 def _add_refusals(app: FastAPI) -> None:
     """Turn each way in which a request can fail into one sentence."""
 
-    def answer(status: int, sentence: str, headers: Any = None, logged: str = "") -> Response:
-        journal.note(refused=logged or sentence)
+    def answer(status: int, sentence: str, headers: Any = None) -> Response:
+        journal.note(refused=sentence)
         content = TypeAdapter(dict[str, str]).dump_json(as_record(status, sentence))
         return Response(content, status, headers, "application/json")
 
     handlers: dict[type[Exception], Callable[[Any], Response]] = {
         RefusalError: lambda error: answer(error.status, str(error), error.headers),
         LorafitError: lambda error: answer(422, str(error)),
-        RequestValidationError: lambda error: answer(*_fault(error), logged="a body of another form"),
+        RequestValidationError: lambda error: answer(*_fault(error)),
         HTTPException: lambda error: answer(
             error.status_code, _NO_ROUTE.get(error.status_code, str(error.detail)), error.headers
         ),

@@ -111,6 +111,9 @@ class Batcher:
     def give_up(self, request: Request) -> None:
         """Take those texts of a request out that are not under way yet: nobody waits for them."""
         request.answer.cancel()
+        self._take_out(request)
+
+    def _take_out(self, request: Request) -> None:
         with self._changed:
             queue = self._queues.get(request.engine, [])
             mine = [waiting for waiting in queue if waiting.request is request]
@@ -138,8 +141,13 @@ class Batcher:
                     batch, start = under_way.popleft()
                     self._hand_out(batch, answers, start)
             except Exception as error:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
-                for batch, _ in under_way:
-                    _fail(batch, error)
+                for request in {waiting.request for batch, _ in under_way for waiting in batch}:
+                    self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        if request.answer.set_running_or_notify_cancel():
+            request.answer.set_exception(error)
+        self._take_out(request)
 
     def _next_engine(self) -> Engine | None:
         """Wait for work, and for a moment for more of it; return the engine whose turn it is, None at the end."""
@@ -215,9 +223,3 @@ def _like_the_first(queue: list[_Waiting]) -> list[_Waiting]:
             break
         batch.append(waiting)
     return batch
-
-
-def _fail(batch: list[_Waiting], error: Exception) -> None:
-    for answer in {waiting.request.answer for waiting in batch}:
-        if not answer.done() and answer.set_running_or_notify_cancel():
-            answer.set_exception(error)

@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,9 @@ class _Body:
 
     async def drain(self) -> None:
         """Read on for a while, so that who sends too much gets to read why it was refused."""
-        while not self._whole and self._bytes < _DRAINED * self._limits.body_bytes:
-            await self._next()
+        with suppress(HTTPException):  # the time is over
+            while not self._whole and self._bytes < _DRAINED * self._limits.body_bytes:
+                await self._next()
 
     async def _next(self) -> Message:
         try:

@@ -19,6 +19,7 @@ from lorafit.serve.batching import Batcher
 from lorafit.serve.journal import Figures
 from lorafit.serve.limits import Limits
 from lorafit.serve.refusals import RefusalError
+from lorafit.tokens import Tokens
 
 Answer = TypeVar("Answer")
 
@@ -66,29 +67,28 @@ class Service:
             self.figures.tokens.labels(adapter.name).inc(asked.tokens)
         return asked
 
-    async def _ask(self, adapter: Adapter, texts: list[Text], whole: bool = False) -> "Asked":
-        loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(self._reading, adapter.encode, texts)
-        lengths = tokens.lengths
-        if lengths.max() > self.limits.tokens:
-            raise RefusalError(
-                413,
-                f"Text {int(lengths.argmax()) + 1} has {int(lengths.max()):,} tokens; at most {self.limits.tokens:,} "
-                "are read of one.",
-            )
+    async def _ask(self, adapter: Adapter, texts: list[Text], whole: bool) -> "Asked":
+        tokens = await self._read(adapter, texts)
+        longest = int(tokens.lengths.argmax())
+        if tokens.lengths[longest] > self.limits.tokens:
+            has = f"Text {longest + 1} has {int(tokens.lengths[longest]):,} tokens"
+            raise RefusalError(413, f"{has}; at most {self.limits.tokens:,} are read of one.")
         if whole and tokens.cut:
             most = adapter.reader.manifest.max_tokens
-            raise RefusalError(
-                413,
-                f"{tokens.cut:,} of {len(texts):,} are over the {most:,} tokens that are read, and truncate is false.",
-            )
+            over = f"{tokens.cut:,} of {len(texts):,} texts are over the {most:,} tokens that are read"
+            raise RefusalError(413, f"{over}, and truncate is false.")
+        return Asked(await self._answer(adapter, tokens), int(tokens.lengths.sum()), tokens.cut)
+
+    async def _read(self, adapter: Adapter, texts: list[Text]) -> Tokens:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, adapter.encode, texts)
+
+    async def _answer(self, adapter: Adapter, tokens: Tokens) -> np.ndarray:
         waiting = self._batcher.submit(adapter.engine, adapter.weights, tokens)
         try:
-            logits = await asyncio.wrap_future(waiting.answer)
+            return await asyncio.wrap_future(waiting.answer)
         except asyncio.CancelledError:
             self._batcher.give_up(waiting)
             raise
-        return Asked(logits, int(lengths.sum()), tokens.cut)
 
     async def load(self, name: str, path: Path, backend: Path | None = None) -> bool:
         """Take an adapter into service once it has answered a text; return whether it takes another one's place.
@@ -99,7 +99,7 @@ class Service:
         start, loop = time.perf_counter(), asyncio.get_running_loop()
         adapter = await loop.run_in_executor(self._loading, self.adapters.load, name, path, backend)
         first: Text = ("a text", "another") if adapter.reader.manifest.text_pair else "a text"
-        logits = (await self._ask(adapter, [first])).logits
+        logits = await self._answer(adapter, await self._read(adapter, [first]))
         if not np.isfinite(logits).all():
             raise LorafitError(f"{path} answers with something that is no number.")
         replaced = self.adapters.put(adapter)
