@@ -142,6 +142,7 @@ def test_under_mixed_load_nothing_fails_grows_or_is_answered_by_another(minutes:
             world.by_name[f"a{number}"] = {known[f"a{number}"]}
         world.by_name["changing"] = {known["a1"], known["a6"]}
         world.by_name["passing"] = {known["a2"], known["a5"]}
+        connection.close()
         memory = under_load(world, process, minutes * 60)
         status, _ = call(connection, "GET", "/ready", b"")
         connection.close()
