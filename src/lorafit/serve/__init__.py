@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -80,7 +81,8 @@ def serve(
     with _listen(host, port) as listener:
         for name in known_encoders:
             encoders.locate(name)
-        where = runtime.choose(precision, threads)
+        with ThreadPoolExecutor(1) as passing:  # it may measure; see service._in_passing_thread
+            where = passing.submit(runtime.choose, precision, threads).result()
         service = Service(Adapters(where, default), limits or Limits(), adapters_dir)
         try:
             asyncio.run(_load(service, bundles, backend))

@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from fastapi import Request
@@ -22,6 +23,7 @@ from lorafit.serve.refusals import RefusalError
 from lorafit.tokens import Tokens
 
 Answer = TypeVar("Answer")
+P = ParamSpec("P")
 
 
 class Service:
@@ -39,7 +41,6 @@ class Service:
         self._batcher = Batcher(self.figures.count_batch)
         self.figures.waiting.set_function(lambda: self._taken_in)
         self._reading = ThreadPoolExecutor(1, "lorafit-tokens")  # a tokenizer serves one thread at a time
-        self._loading = ThreadPoolExecutor(1, "lorafit-adapters")
         self._taken_in = 0
         self.stopping = False
 
@@ -96,8 +97,8 @@ class Service:
         Raises:
             LorafitError: it can't be loaded.
         """
-        start, loop = time.perf_counter(), asyncio.get_running_loop()
-        adapter = await loop.run_in_executor(self._loading, self.adapters.load, name, path, backend)
+        start = time.perf_counter()
+        adapter = await _in_passing_thread(self.adapters.load, name, path, backend)
         first: Text = ("a text", "another") if adapter.reader.manifest.text_pair else "a text"
         logits = await self._answer(adapter, await self._read(adapter, [first]))
         if not np.isfinite(logits).all():
@@ -156,7 +157,6 @@ class Service:
         """Answer what was taken in, and end."""
         self._batcher.close()
         self._reading.shutdown()
-        self._loading.shutdown()
 
     def _refuse_many(self, texts: int) -> None:
         if texts > self.limits.texts:
@@ -179,6 +179,19 @@ class Service:
             yield
         finally:
             self._taken_in -= texts
+
+
+async def _in_passing_thread(function: Callable[P, Answer], *arguments: P.args, **named: P.kwargs) -> Answer:
+    """Return what a function gives in a thread that ends with it.
+
+    A thread that has multiplied once keeps OpenMP's workers. With more of them than there are cores, those of the
+    thread that computes sleep between two layers, and waking them takes half as long again as a short text does.
+    """
+    passing = ThreadPoolExecutor(1, "lorafit-adapters")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(passing, partial(function, *arguments, **named))
+    finally:
+        passing.shutdown(wait=False)
 
 
 class Asked(NamedTuple):
