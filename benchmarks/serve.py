@@ -15,12 +15,12 @@ what asks runs on the same cores.
 
 import itertools
 import json
+import re
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -63,27 +63,16 @@ def reviews() -> list[str]:
 def service(*arguments: object) -> Iterator[tuple[int, psutil.Process]]:
     """Run `lorafit serve` on a free port; yields port and process."""
     command = [sys.executable, "-m", "lorafit", "serve", *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
+    with tempfile.NamedTemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
         try:
-            lines = iter(process.stderr.readline, "")
-            url = next((line for line in map(_parsed, lines) if line.get("event") == "listening"), None)
-            if url is None:
-                raise RuntimeError("The service did not start.")
-            threading.Thread(target=lambda: [None for _ in lines], daemon=True).start()  # its log
-            yield int(url["url"].rpartition(":")[2]), psutil.Process(process.pid)
+            while not (found := re.search(r'"listening", "url": "[^"]*:(\d+)"', Path(log.name).read_text())):
+                if process.poll() is not None:
+                    raise RuntimeError(Path(log.name).read_text())
+                time.sleep(0.05)
+            yield int(found[1]), psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait()
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError:
-        sys.stderr.write(line)
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def serve(
 
 async def _load(service: Service, bundles: Mapping[str, Path], backend: Path | None) -> None:
     for name, path in bundles.items():
-        await service.load(name, path, backend)
+        await service.load(name, path, backend, merged=len(bundles) == 1)
 
 
 def _run(service: Service, keys: Keys | None, listener: socket.socket) -> None:

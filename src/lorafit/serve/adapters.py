@@ -26,9 +26,10 @@ from lorafit.tokens import Tokens
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter in service. `alone` says why it does not share its encoder; "" if it does."""
+    """An adapter in service. `alone` says why it does not share its encoder; "" if it does, or would."""
 
     name: str
+    folder: Path
     sha256: str
     reader: Reader
     engine: Engine
@@ -36,6 +37,11 @@ class Adapter:
     backend: str
     alone: str
     since: str
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether it is merged into an encoder that others will want to share."""
+        return self.weights is None and not self.alone
 
     def encode(self, texts: Sequence[Text]) -> Tokens:
         """Return the tokens of texts, read as in training.
@@ -94,13 +100,14 @@ class Adapters:
     def __contains__(self, name: str) -> bool:
         return name in self._by_name
 
-    def load(self, name: str, path: Path, backend: Path | None = None) -> Adapter:
+    def load(self, name: str, path: Path, backend: Path | None = None, *, merged: bool = False) -> Adapter:
         """Return an adapter, not in service yet; one is loaded at a time.
 
         Args:
             name: what it will be called.
             path: a run folder, an adapter folder or an export.
             backend: an export of it to run on.
+            merged: merge it into its encoder, which is faster where it is the only one on it.
 
         Raises:
             LorafitError: see `Classifier.load`.
@@ -110,12 +117,15 @@ class Adapters:
             if backend is not None or exported.is_export(folder):
                 alone = "an export has its encoder in it"
                 return self._on_its_own(name, folder, backend, alone)
+            if merged:
+                return self._on_its_own(name, folder, None, "")
             whole = bundle.check(folder, at_hand=[encoder.files for encoder in self._encoders.values()])
             encoder = self._encoder(whole)
             if alone := encoder.why_alone(whole):
                 return self._on_its_own(name, folder, None, alone)
             return Adapter(
                 name=name,
+                folder=folder,
                 sha256=bundle.fingerprint(folder),
                 reader=Reader(
                     tokenizer=self._tokenizer(whole),
@@ -129,6 +139,12 @@ class Adapters:
                 alone="",
                 since=_now(),
             )
+
+    def merged_beside(self, adapter: Adapter) -> list[Adapter]:
+        """Return the adapters in service that are merged into the encoder of one that shares it."""
+        base = adapter.reader.manifest.base
+        others = [other for other in self._by_name.values() if other.is_merged and other.name != adapter.name]
+        return [other for other in others if other.reader.manifest.base.sha256 == base.sha256 and adapter.weights]
 
     def put(self, adapter: Adapter) -> bool:
         """Take an adapter into service; return whether it takes the place of one of its name.
@@ -197,6 +213,7 @@ class Adapters:
         runs = backend or folder
         return Adapter(
             name=name,
+            folder=folder,
             sha256=sha256_of(runs / exported.FILE) if exported.is_export(runs) else bundle.fingerprint(runs),
             reader=classifier.reader,
             engine=OwnEncoder(classifier),

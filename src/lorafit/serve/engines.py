@@ -135,12 +135,14 @@ def _by_adapter(order: Sequence[int], items: Sequence[Item]) -> list[list[int]]:
 
 
 class OwnEncoder:
-    """A classifier that has its encoder for itself: an export, or an adapter that changed more than it can share."""
-
-    pads = True
+    """A classifier that has its encoder for itself: an export, an adapter that changed more than it can share, or the
+    only one, merged.
+    """
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
+        family = classifier.reader.manifest.base.shape.model_type
+        self.pads = classifier.backend not in ("fp32", "bf16", "merged") or family not in padfree.FAMILIES
 
     def run(self, batches: Iterable[Sequence[Item]]) -> Iterator[list[np.ndarray]]:
         """See `Engine`."""

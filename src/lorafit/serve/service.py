@@ -1,10 +1,9 @@
 """What the routes work with: texts taken in, tokenized, answered in batches; adapters that come and go."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -91,31 +90,50 @@ class Service:
             self._batcher.give_up(waiting)
             raise
 
-    async def load(self, name: str, path: Path, backend: Path | None = None) -> bool:
+    async def load(self, name: str, path: Path, backend: Path | None = None, *, merged: bool = False) -> bool:
         """Take an adapter into service once it has answered a text; return whether it takes another one's place.
+
+        One that was merged into the encoder that this one shares is loaded anew, to share it too.
+
+        Args:
+            name: what it will be called.
+            path: a run folder, an adapter folder or an export.
+            backend: an export of it to run on.
+            merged: see `Adapters.load`.
 
         Raises:
             LorafitError: it can't be loaded.
         """
-        start = time.perf_counter()
-        adapter = await _in_passing_thread(self.adapters.load, name, path, backend)
-        first: Text = ("a text", "another") if adapter.reader.manifest.text_pair else "a text"
-        logits = await self._answer(adapter, await self._read(adapter, [first]))
-        if not np.isfinite(logits).all():
-            raise LorafitError(f"{path} answers with something that is no number.")
+        adapter = await self._load(name, path, backend, merged)
+        for other in self.adapters.merged_beside(adapter):
+            with suppress(LorafitError):  # its files have gone or changed: it stays as it is
+                again = await self._load(other.name, other.folder, None, False)
+                if again.sha256 == other.sha256:
+                    self._put(again)
+        return self._put(adapter)
+
+    def _put(self, adapter: Adapter) -> bool:
         replaced = self.adapters.put(adapter)
         self.figures.adapters.set(len(self.adapters))
         journal.say(
             "adapter in service",
-            adapter=name,
+            adapter=adapter.name,
             sha256=adapter.sha256,
             labels=len(adapter.reader.manifest.labels),
             backend=adapter.backend,
+            merged=adapter.is_merged,
             alone=adapter.alone,
             replaced=replaced,
-            seconds=round(time.perf_counter() - start, 3),
         )
         return replaced
+
+    async def _load(self, name: str, path: Path, backend: Path | None, merged: bool) -> Adapter:
+        adapter = await _in_passing_thread(self.adapters.load, name, path, backend, merged=merged)
+        first: Text = ("a text", "another") if adapter.reader.manifest.text_pair else "a text"
+        logits = await self._answer(adapter, await self._read(adapter, [first]))
+        if not np.isfinite(logits).all():
+            raise LorafitError(f"{path} answers with something that is no number.")
+        return adapter
 
     def remove(self, name: str) -> None:
         """Take an adapter out of service.
