@@ -38,7 +38,7 @@ bench-exports: .venv/.dev  ## export the demo's bundle to every form, and measur
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/table.py
 
-bench-serve: .venv/.dev  ## measure the service beside bulk prediction and a plain service; about half an hour
+bench-serve: .venv/.dev  ## measure the service beside bulk prediction and a plain service; about a quarter of an hour
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/table.py
 

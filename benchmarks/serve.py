@@ -38,8 +38,8 @@ from lorafit import Classifier, bulk, bundled, console, encoders, pipeline, tabl
 from lorafit.export import export
 
 ROOT = Path(__file__).parents[1]
-ROUNDS, SECONDS, CONNECTIONS = 3, 30.0, 64
-REVIEWS = 2000
+ROUNDS, SECONDS, CONNECTIONS = 3, 15.0, 64
+REVIEWS = 1000
 SEVERAL: list[dict[str, Any]] = [
     {"labels": 2, "lora": {"rank": 8, "targets": ["query", "value"]}},
     {"labels": 3, "lora": {"rank": 4, "targets": ["query", "value"]}},
