@@ -282,7 +282,7 @@ BLOCKS = {
     "bulk": bulk,
     "serve": serve,
 }
-PAGES = ("README.md", "docs/quality.md", "docs/bulk.md", "docs/serve.md")
+PAGES = ("README.md", "docs/quality.md", "docs/bulk.md")
 
 
 def _quality_rows(part: str) -> list[dict[str, Any]]:
