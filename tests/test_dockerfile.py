@@ -1,5 +1,6 @@
 """The Dockerfile and docs/serve.md are true to the service; the Dockerfile's steps lead to one that answers."""
 
+import inspect
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lorafit.cli import service
 from lorafit.serve import Limits
 from lorafit.serve.journal import Figures
 from tests import dockerfile
@@ -103,6 +105,10 @@ def test_the_page_of_the_service_has_its_limits_as_they_are() -> None:
         "max-tokens": limits.tokens,
         "max-queue": limits.queue_texts,
         "timeout": limits.seconds,
+    }
+    offered = inspect.signature(service.serve).parameters
+    assert {name: offered[name.replace("-", "_")].default for name in rows} == {
+        name: float(default.replace(",", "")) for name, default in rows.items()
     }
     assert re.findall(r"client_max_body_size (\d+);", PAGE) == [str(limits.body_bytes)]
     assert [int(seconds) > limits.seconds for seconds in re.findall(r"proxy_read_timeout (\d+)s", PAGE)] == [True]

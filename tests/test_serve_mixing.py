@@ -1,5 +1,6 @@
 """One batch serves many adapters on one encoder, and each text is answered as by its own classifier."""
 
+import asyncio
 import json
 import random
 import shutil
@@ -22,6 +23,8 @@ from lorafit.errors import LorafitWarning
 from lorafit.runtime import Runtime
 from lorafit.serve.adapters import Adapter, Adapters
 from lorafit.serve.engines import Item, OwnEncoder, SharedEncoder
+from lorafit.serve.limits import Limits
+from lorafit.serve.service import Service
 from tests.conftest import texts_and_labels
 from tests.small_encoders import CONFIGS, write_encoder
 
@@ -325,3 +328,53 @@ def test_an_adapter_that_is_loaded_twice_has_the_same_fingerprint_and_weights_of
     assert one.sha256 == other.sha256
     assert one.engine is other.engine
     assert one.weights is not other.weights
+
+
+def test_an_adapter_that_was_merged_shares_its_encoder_once_another_comes(
+    encoder_of: Callable[[str], Files], tmp_path: Path
+) -> None:
+    folders = {name: write_bundle(tmp_path / name, encoder_of("bert"), THREE, seed) for seed, name in enumerate("ab")}
+    expected = {name: Classifier.load(folder, precision="fp32", threads=1) for name, folder in folders.items()}
+
+    async def come() -> list[Adapter]:
+        await service.load("a", folders["a"], merged=True)
+        alone = service.adapters.find("a")
+        assert not await service.load("b", folders["b"])
+        return [alone, service.adapters.find("a"), service.adapters.find("b")]
+
+    service = Service(Adapters(FP32), Limits())
+    try:
+        alone, a, b = asyncio.run(come())
+    finally:
+        service.close()
+    assert (alone.is_merged, a.is_merged, b.is_merged) == (True, False, False)
+    assert a.engine is b.engine
+    assert alone.sha256 == a.sha256
+    for adapter, name in ((alone, "a"), (a, "a"), (b, "b")):
+        tokens = adapter.encode(TEXTS)
+        (found,) = adapter.engine.run([[Item(adapter.weights, tokens, text) for text in range(len(TEXTS))]])
+        np.testing.assert_allclose(found, expected[name].logits(tokens), atol=1e-5)
+
+
+def test_an_adapter_that_is_taken_out_while_it_is_loaded_anew_stays_out(
+    encoder_of: Callable[[str], Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: write_bundle(tmp_path / name, encoder_of("bert"), THREE, seed) for seed, name in enumerate("ab")}
+    service = Service(Adapters(FP32), Limits())
+    load = Adapters.load
+
+    def taking_it_out(adapters: Adapters, name: str, *arguments: Any, **named: Any) -> Adapter:
+        if name == "a" and not named["merged"]:
+            adapters.remove("a")
+        return load(adapters, name, *arguments, **named)
+
+    async def come() -> None:
+        await service.load("a", folders["a"], merged=True)
+        monkeypatch.setattr(Adapters, "load", taking_it_out)
+        await service.load("b", folders["b"])
+
+    try:
+        asyncio.run(come())
+    finally:
+        service.close()
+    assert [adapter.name for adapter in service.adapters.described()] == ["b"]

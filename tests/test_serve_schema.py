@@ -21,13 +21,14 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from starlette.types import ASGIApp, Receive, Send
 from untrained import write_bundle
 
 from lorafit import encoders
 from lorafit.runtime import Runtime
 from lorafit.serve.adapters import Adapters
 from lorafit.serve.app import Service, build
-from lorafit.serve.limits import App, Limits, Receive, Send
+from lorafit.serve.limits import Limits
 
 CHECKS = [not_a_server_error, response_schema_conformance, status_code_conformance, content_type_conformance]
 WITHOUT_PARAMETERS = ["/adapters", "/health", "/ready", "/metrics"]
@@ -38,7 +39,7 @@ SHARES = {("POST", "/predict"): 0.7, ("PUT", "/adapters/{name}"): 0.2, ("DELETE"
 class Counting:
     """The whole application; counts the requests that reach it, by method and status."""
 
-    app: App
+    app: ASGIApp
     seen: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

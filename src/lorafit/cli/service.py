@@ -71,7 +71,6 @@ def serve(
             raise
         raise LorafitError("The service is not installed. Install it with: pip install 'lorafit[serve]'") from None
 
-    service.journal.begin()
     service.serve(
         _by_name(bundles),
         host=host,

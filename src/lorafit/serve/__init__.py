@@ -69,6 +69,7 @@ def serve(
     Raises:
         LorafitError: a bundle that can't be loaded, an address that can't be taken, or that is open to all.
     """
+    journal.begin()
     _refuse_unsafe(host, api_key_file, without_key)
     if backend is not None and len(bundles) != 1:
         raise LorafitError("--backend serves a single bundle; serve exports of several by naming them in their place.")

@@ -1,9 +1,9 @@
 """Names -> adapters in service: loaded, replaced without a gap, taken out. Encoders and tokenizers are shared."""
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -42,6 +42,12 @@ class Adapter:
     def is_merged(self) -> bool:
         """Whether it is merged into an encoder that others will want to share."""
         return self.weights is None and not self.alone
+
+    @property
+    def encoder_sha256(self) -> tuple[str, str]:
+        """Of the weights and the configuration of the encoder that it was trained on."""
+        base = self.reader.manifest.base
+        return base.sha256, base.config_sha256
 
     def encode(self, texts: Sequence[Text]) -> Tokens:
         """Return the tokens of texts, read as in training.
@@ -142,9 +148,10 @@ class Adapters:
 
     def merged_beside(self, adapter: Adapter) -> list[Adapter]:
         """Return the adapters in service that are merged into the encoder of one that shares it."""
-        base = adapter.reader.manifest.base
+        if adapter.weights is None:
+            return []
         others = [other for other in self._by_name.values() if other.is_merged and other.name != adapter.name]
-        return [other for other in others if other.reader.manifest.base.sha256 == base.sha256 and adapter.weights]
+        return [other for other in others if other.encoder_sha256 == adapter.encoder_sha256]
 
     def put(self, adapter: Adapter) -> bool:
         """Take an adapter into service; return whether it takes the place of one of its name.
@@ -244,4 +251,4 @@ class Adapters:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return datetime.now(UTC).isoformat(timespec="seconds")

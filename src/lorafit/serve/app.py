@@ -6,16 +6,17 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from lorafit.errors import LorafitError, printable
 from lorafit.serve import journal
 from lorafit.serve.journal import Journal
-from lorafit.serve.limits import App, Gate, Keys
+from lorafit.serve.limits import Gate, Keys
 from lorafit.serve.messages import (
     QUESTIONS,
     AdapterInfo,
@@ -30,7 +31,7 @@ from lorafit.serve.messages import (
     Status,
     Texts,
 )
-from lorafit.serve.refusals import RefusalError, as_record
+from lorafit.serve.refusals import CLIENT_GONE, RefusalError, refusal
 from lorafit.serve.service import HungUp, Service
 
 _SCORES = TypeAdapter(Scores)
@@ -54,10 +55,10 @@ _FORMS = {  # of what may have several
 _KEYS = {"texts": list(Texts.model_fields), "inputs": list(Inputs.model_fields), "path": list(Place.model_fields)}
 _NO_OBJECT = {"model_attributes_type", "model_type", "dict_type"}  # pydantic's names for it
 _NO_ROUTE = {404: "There is nothing at this path.", 405: "This path has other methods."}
-_CLIENT_GONE = 499
+router = APIRouter()
 
 
-def build(service: Service, keys: Keys | None) -> App:
+def build(service: Service, keys: Keys | None) -> ASGIApp:
     """Return the whole application: routes, with keys and limits before them and the journal around all."""
 
     @asynccontextmanager
@@ -74,91 +75,109 @@ def build(service: Service, keys: Keys | None) -> App:
         redoc_url=None,
         separate_input_output_schemas=False,
     )
-    _add_routes(app, service)
+    app.state.service = service
+    app.include_router(router)
     _add_refusals(app)
     return Journal(Gate(app, service.limits, keys), service.figures, lambda: service.stopping)
+
+
+def _service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": _PROBLEMS[status]} for status in sorted((*statuses, 401, 413))}
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
-    @app.post(
-        "/predict",
-        responses={
-            200: {
-                "model": Predictions | Scores,
-                "description": "`Predictions` to `Texts`, lists of scores to `Inputs`.",
-            },
-            **_problems(400, 404, 408, 422, 429, 500, 503, 504),
+@router.post(
+    "/predict",
+    responses={
+        200: {
+            "model": Predictions | Scores,
+            "description": "`Predictions` to `Texts`, lists of scores to `Inputs`.",
         },
+        **_problems(400, 404, 408, 422, 429, 500, 503, 504),
+    },
+)
+async def predict(request: Request, question: Annotated[Question, Body(openapi_examples=QUESTIONS)]) -> Response:
+    """Classify texts, by one adapter."""
+    service = _service(request)
+    adapter = service.adapters.find(question.adapter)
+    if isinstance(question, Inputs):
+        asked = await service.ask(request, adapter, question.listed(), whole=question.truncate is False)
+        values = asked.logits if question.wants_logits else adapter.probabilities(asked.logits)
+        scores = adapter.scores(values, question.top_k)
+        return _json(_SCORES.dump_json(scores if question.wants_lists else scores[0]))
+    asked = await service.ask(request, adapter, question.listed())
+    answer = Predictions(
+        adapter=adapter.name,
+        sha256=adapter.sha256,
+        cut_texts=asked.cut_texts,
+        predictions=adapter.predictions(asked.logits, question.top_k),
     )
-    async def predict(request: Request, question: Annotated[Question, Body(openapi_examples=QUESTIONS)]) -> Response:
-        """Classify texts, by one adapter."""
-        adapter = service.adapters.find(question.adapter)
-        if isinstance(question, Inputs):
-            asked = await service.ask(request, adapter, question.listed(), whole=question.truncate is False)
-            values = asked.logits if question.wants_logits else adapter.probabilities(asked.logits)
-            scores = adapter.scores(values, question.top_k)
-            return _json(_SCORES.dump_json(scores if question.wants_lists else scores[0]))
-        asked = await service.ask(request, adapter, question.listed())
-        answer = Predictions(
-            adapter=adapter.name,
-            sha256=adapter.sha256,
-            cut_texts=asked.cut_texts,
-            predictions=adapter.predictions(asked.logits, question.top_k),
-        )
-        return _json(answer.model_dump_json(exclude_none=True).encode())
+    return _json(answer.model_dump_json(exclude_none=True).encode())
 
-    @app.get("/adapters", responses=_problems())
-    async def adapters() -> AdapterList:
-        """Say which adapters there are."""
-        return AdapterList(adapters=service.adapters.described())
 
-    @app.put(
-        "/adapters/{name}",
-        responses={
-            201: {"model": AdapterInfo, "description": "A new one."},
-            **_problems(400, 403, 404, 408, 422, 500, 504),
-        },
-    )
-    async def put(name: Annotated[AdapterName, PathParameter()], place: Place, response: Response) -> AdapterInfo:
-        """Take an adapter into service, or another version of one: what came before is answered by the old one."""
-        found, seconds = service.place(place.path), service.limits.seconds
-        try:
-            async with asyncio.timeout(seconds):
-                replaced = await service.load(name, found)
-        except TimeoutError:
-            raise RefusalError(504, f"The adapter took longer than {seconds:g} seconds to load.") from None
-        except LorafitError as error:  # without the folders of this machine
-            raise RefusalError(422, str(error).replace(f"{service.refuse_change()}/", "")) from None
-        response.status_code = 200 if replaced else 201
-        return service.adapters.describe(service.adapters.find(name))
+@router.get("/adapters", responses=_problems())
+async def adapters(request: Request) -> AdapterList:
+    """Say which adapters there are."""
+    return AdapterList(adapters=_service(request).adapters.described())
 
-    @app.delete("/adapters/{name}", status_code=204, responses=_problems(403, 404, 422))
-    async def delete(name: Annotated[AdapterName, PathParameter()]) -> None:
-        """Take an adapter out of service; what it has taken in it still answers."""
-        service.refuse_change()
-        service.remove(name)
 
-    @app.get("/health")
-    async def health() -> Status:
-        """Say that the process answers."""
-        return Status(status="ok")
+@router.put(
+    "/adapters/{name}",
+    responses={
+        201: {"model": AdapterInfo, "description": "A new one."},
+        **_problems(400, 403, 404, 408, 422, 500, 504),
+    },
+)
+async def put(
+    request: Request, name: Annotated[AdapterName, PathParameter()], place: Place, response: Response
+) -> AdapterInfo:
+    """Take an adapter into service, or another version of one: what came before is answered by the old one."""
+    service = _service(request)
+    found, seconds = service.place(place.path), service.limits.seconds
+    try:
+        async with asyncio.timeout(seconds):
+            replaced = await service.load(name, found)
+    except TimeoutError:
+        raise RefusalError(504, f"The adapter took longer than {seconds:g} seconds to load.") from None
+    except LorafitError as error:  # without the folders of this machine
+        raise RefusalError(422, str(error).replace(f"{service.refuse_change()}/", "")) from None
+    response.status_code = 200 if replaced else 201
+    return service.adapters.describe(service.adapters.find(name))
 
-    @app.get("/ready", responses={503: {"model": Status, "description": "No adapter, or about to stop."}})
-    async def ready(response: Response) -> Status:
-        """Say whether texts can be answered."""
-        status = "stopping" if service.stopping else "ready" if len(service.adapters) else "no adapter"
-        response.status_code = 200 if status == "ready" else 503
-        return Status(status=status)
 
-    @app.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **_problems()}, response_class=Response)
-    async def metrics() -> Response:
-        """Give figures to Prometheus."""
-        content, kind = service.figures.exposition()
-        return Response(content, media_type=kind)
+@router.delete("/adapters/{name}", status_code=204, responses=_problems(403, 404, 422))
+async def delete(request: Request, name: Annotated[AdapterName, PathParameter()]) -> None:
+    """Take an adapter out of service; what it has taken in it still answers."""
+    service = _service(request)
+    service.refuse_change()
+    service.remove(name)
+
+
+@router.get("/health")
+async def health() -> Status:
+    """Say that the process answers."""
+    return Status(status="ok")
+
+
+@router.get("/ready", responses={503: {"model": Status, "description": "No adapter, or about to stop."}})
+async def ready(request: Request, response: Response) -> Status:
+    """Say whether texts can be answered."""
+    service = _service(request)
+    status = "stopping" if service.stopping else "ready" if len(service.adapters) else "no adapter"
+    response.status_code = 200 if status == "ready" else 503
+    return Status(status=status)
+
+
+@router.get("/metrics", responses={200: {"content": {"text/plain": {}}}, **_problems()}, response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Give figures to Prometheus."""
+    content, kind = _service(request).figures.exposition()
+    return Response(content, media_type=kind)
 
 
 def _json(content: bytes) -> Response:
@@ -170,8 +189,7 @@ def _add_refusals(app: FastAPI) -> None:
 
     def answer(status: int, sentence: str, headers: Any = None) -> Response:
         journal.note(refused=sentence)
-        content = TypeAdapter(dict[str, str]).dump_json(as_record(status, sentence))
-        return Response(content, status, headers, "application/json")
+        return refusal(status, sentence, headers)
 
     handlers: dict[type[Exception], Callable[[Any], Response]] = {
         RefusalError: lambda error: answer(error.status, str(error), error.headers),
@@ -180,7 +198,7 @@ def _add_refusals(app: FastAPI) -> None:
         HTTPException: lambda error: answer(
             error.status_code, _NO_ROUTE.get(error.status_code, str(error.detail)), error.headers
         ),
-        HungUp: lambda _: Response(status_code=_CLIENT_GONE),
+        HungUp: lambda _: Response(status_code=CLIENT_GONE),
         Exception: lambda _: answer(500, "The service failed over this request; its log says where."),
     }
     for kind, handle in handlers.items():

@@ -45,12 +45,9 @@ class _Waiting(NamedTuple):
     virtual: int
     number: int
     since: float
+    length: int  # in tokens
     request: Request
     text: int
-
-    @property
-    def length(self) -> int:
-        return int(self.request.tokens.lengths[self.text])
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,12 @@ class Batcher:
         request = Request(engine, weights, tokens, Future(), [None] * texts, texts)
         with self._changed:
             queue, now = self._queues.setdefault(engine, []), time.monotonic()
-            times = self._virtual + np.cumsum(tokens.lengths)
-            for text, virtual in enumerate(times.tolist()):
-                heapq.heappush(queue, _Waiting(virtual, next(self._numbers), now, request, text))
+            virtual = self._virtual
+            for text, length in enumerate(tokens.lengths.tolist()):
+                virtual += length
+                heapq.heappush(queue, _Waiting(virtual, next(self._numbers), now, length, request, text))
             self._texts += texts
-            self._tokens += int(tokens.lengths.sum())
+            self._tokens += virtual - self._virtual
             self._changed.notify()
         return request
 
@@ -201,7 +199,7 @@ class Batcher:
 
 def _first_in_line(queue: list[_Waiting]) -> list[_Waiting]:
     """Take the texts whose time has come, as many as make a batch."""
-    batch, tokens = [heapq.heappop(queue)], 0
+    batch = [heapq.heappop(queue)]
     tokens = batch[0].length
     while queue and tokens + queue[0].length <= TOKENS_PER_BATCH:
         batch.append(heapq.heappop(queue))

@@ -7,19 +7,22 @@ import time
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import UTC, datetime
+from traceback import extract_tb
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafit.serve.batching import Batch
-from lorafit.serve.limits import App, Message, Receive, Scope, Send
+from lorafit.serve.refusals import CLIENT_GONE
 
 _log = logging.getLogger("lorafit.serve")
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TOKENS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _LONGEST_ID = 128
-_CLIENT_GONE = 499  # nginx's number for it
 _noted: ContextVar[dict[str, Any]] = ContextVar("noted")
 
 
@@ -49,7 +52,7 @@ def note(**fields: Any) -> None:
 class _AsJson(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         content = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
@@ -57,17 +60,8 @@ class _AsJson(logging.Formatter):
         if record.exc_info and record.exc_info[0] is not None:
             # Not its message, which may quote a text.
             content["error"] = record.exc_info[0].__name__
-            content["at"] = _places(record.exc_info[2])
+            content["at"] = [f"{at.filename}:{at.lineno} {at.name}" for at in extract_tb(record.exc_info[2])]
         return json.dumps(content, ensure_ascii=False)
-
-
-def _places(trace: Any) -> list[str]:
-    found = []
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        found.append(f"{code.co_filename}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
-    return found
 
 
 class Figures:
@@ -120,14 +114,14 @@ class Journal:
     Where `is_stopping` says so, the answer also says that the connection ends.
     """
 
-    def __init__(self, app: App, figures: Figures, is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, figures: Figures, is_stopping: Callable[[], bool]) -> None:
         self._app, self._figures, self._is_stopping = app, figures, is_stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, and write down how."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        start, request_id, status = time.perf_counter(), _request_id(scope), _CLIENT_GONE
+        start, request_id, status = time.perf_counter(), _request_id(scope), CLIENT_GONE
         fields: dict[str, Any] = {}
         token = _noted.set(fields)
 
@@ -156,6 +150,6 @@ class Journal:
 
 def _request_id(scope: Scope) -> str:
     """Return the id that a proxy or client gave, if it is fit to be written, or a new one."""
-    given = next((value.decode("latin-1") for key, value in scope["headers"] if key == b"x-request-id"), "")
+    given = Headers(scope=scope).get("x-request-id", "")
     plain = given.isascii() and given.replace("-", "").replace("_", "").isalnum()
     return given if plain and len(given) <= _LONGEST_ID else uuid.uuid4().hex

@@ -4,27 +4,21 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafit.errors import LorafitError
-from lorafit.serve.refusals import as_record
+from lorafit.serve.refusals import refusal
 
 OPEN_PATHS = {"/health", "/ready"}  # for probes, which have no key
 _SHORTEST_KEY = 16
 _DRAINED = 8  # bodies of the largest size that are read and thrown away, so that their sender reads the answer
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -69,10 +63,10 @@ class Keys:
         keys = [line for line in lines if line and not line.startswith("#")]
         if not keys:
             raise LorafitError(f"{file} holds no API key. Write one a line, such as that of: openssl rand -hex 32")
-        if short := next(
-            (number for number, key in enumerate(lines, 1) if key in keys and len(key) < _SHORTEST_KEY), 0
-        ):
-            raise LorafitError(f"{file}: the API key in line {short} has fewer than {_SHORTEST_KEY} characters.")
+        for key in keys:
+            if len(key) < _SHORTEST_KEY:
+                where = lines.index(key) + 1
+                raise LorafitError(f"{file}: the API key in line {where} has fewer than {_SHORTEST_KEY} characters.")
         return cls(keys)
 
     def knows(self, authorization: str) -> bool:
@@ -102,23 +96,22 @@ def is_loopback(host: str) -> bool:
 class Gate:
     """An ASGI application before the application: keys, the size of a body, and how long it may take to arrive."""
 
-    def __init__(self, app: App, limits: Limits, keys: Keys | None) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, keys: Keys | None) -> None:
         self._app, self._limits, self._keys = app, limits, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a refusal, or hand the request on."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        needs_key = self._keys is not None and scope["path"] not in OPEN_PATHS
-        if needs_key and self._keys and not self._keys.knows(headers.get("authorization", "")):
+        headers, keys = Headers(scope=scope), None if scope["path"] in OPEN_PATHS else self._keys
+        if keys is not None and not keys.knows(headers.get("authorization", "")):
             why = "This service needs a key: Authorization: Bearer KEY."
-            return await _refuse(send, 401, why, [(b"www-authenticate", b"Bearer")])
+            return await refusal(401, why, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
         body = _Body(receive, self._limits)
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limits.body_bytes:
             await body.drain()
-            return await _refuse(send, 413, too_large(self._limits), [(b"connection", b"close")])
+            return await refusal(413, _too_large(self._limits), {"Connection": "close"})(scope, receive, send)
         return await self._app(scope, body.receive, send)
 
 
@@ -141,7 +134,7 @@ class _Body:
         message = await self._next()
         if self._bytes > self._limits.body_bytes:
             await self.drain()
-            raise HTTPException(413, too_large(self._limits), {"Connection": "close"})
+            raise HTTPException(413, _too_large(self._limits), {"Connection": "close"})
         return message
 
     async def drain(self) -> None:
@@ -162,14 +155,5 @@ class _Body:
         return message
 
 
-def too_large(limits: Limits) -> str:
-    """Return why a body is refused."""
+def _too_large(limits: Limits) -> str:
     return f"The body is larger than {limits.body_bytes:,} bytes."
-
-
-async def _refuse(send: Send, status: int, sentence: str, headers: list[tuple[bytes, bytes]]) -> None:
-    content = json.dumps(as_record(status, sentence)).encode()
-    length = (b"content-length", str(len(content)).encode())
-    start = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": status, "headers": start})
-    await send({"type": "http.response.body", "body": content})

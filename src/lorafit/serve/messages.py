@@ -165,7 +165,7 @@ class AdapterInfo(_Answered):
     backend: str
     """What computes: "fp32", "bf16", or an export's form."""
     alone: str
-    """Why it does not share its encoder with others; empty if it does."""
+    """Why it has an encoder of its own; empty if it shares one, or would with the next adapter on it."""
     since: str
     """When it was taken into service."""
 

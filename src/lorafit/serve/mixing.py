@@ -81,19 +81,15 @@ class UnderWay:
     def owned(self, x: torch.Tensor, ranks: list[int], width: int) -> torch.Tensor:
         """Return 1 where a row of x and a column of the factors are one adapter's and else 0, (rows, width).
 
-        x is (1, tokens, ...) or, where only first tokens go on, (1, rows, ...); else (rows, ...). What fills it up is
-        nobody's.
+        x is (1, tokens, width) or, where only first tokens go on, (1, rows, width); behind a pooler (rows, width). What
+        fills it up is nobody's.
         """
         key = (*x.shape[:-1], *ranks)
         if key not in self._owned:
-            # Of several adapters there are several rows, so that 1 is a row of all tokens.
-            of_tokens = len(x) == 1 and x.shape[1] >= self.shares[-1].tokens.stop
-            each = 1 if len(x) == 1 else x[0, ..., 0].numel()  # numbers in x for one row
-            mine = x.new_zeros(x[..., 0].numel(), width)
-            column = 0
+            of_tokens = x.ndim == 3 and x.shape[1] >= self.shares[-1].tokens.stop
+            mine, column = x.new_zeros(x.shape[-2], width), 0
             for share, rank in zip(self.shares, ranks, strict=True):
-                rows = share.tokens if of_tokens else share.rows
-                mine[rows.start * each : rows.stop * each, column : column + rank] = 1
+                mine[share.tokens if of_tokens else share.rows, column : column + rank] = 1
                 column += rank
             self._owned[key] = mine
         return self._owned[key]

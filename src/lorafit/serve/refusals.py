@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 
+from starlette.responses import JSONResponse
+
 from lorafit.errors import LorafitError
 
+CLIENT_GONE = 499  # nginx's number for it
 _TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 408: "Timeout", 429: "Overloaded"}
 
 
@@ -12,13 +15,14 @@ class RefusalError(LorafitError):
 
     def __init__(self, status: int, sentence: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(sentence)
-        self.status, self.headers = status, dict(headers or {})
+        self.status, self.headers = status, headers
 
 
-def as_record(status: int, sentence: str) -> dict[str, str]:
-    """Return the body of an answer that is a refusal.
+def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the answer that is a refusal.
 
-    >>> as_record(404, "There is no adapter 'x'.")
-    {'error': "There is no adapter 'x'.", 'error_type': 'NotFound'}
+    >>> refusal(404, "There is no adapter 'x'.").body
+    b'{"error":"There is no adapter \\'x\\'.","error_type":"NotFound"}'
     """
-    return {"error": sentence, "error_type": _TYPES.get(status, "Validation" if status < 500 else "Backend")}
+    kind = _TYPES.get(status, "Validation" if status < 500 else "Backend")
+    return JSONResponse({"error": sentence, "error_type": kind}, status, headers)

@@ -108,7 +108,8 @@ class Service:
         for other in self.adapters.merged_beside(adapter):
             with suppress(LorafitError):  # its files have gone or changed: it stays as it is
                 again = await self._load(other.name, other.folder, None, False)
-                if again.sha256 == other.sha256:
+                # Unless it was taken out or replaced meanwhile.
+                if again.sha256 == other.sha256 and other in self.adapters.merged_beside(adapter):
                     self._put(again)
         return self._put(adapter)
 
