@@ -9,7 +9,8 @@ what asks runs on the same cores.
   FastAPI + transformers pipeline service on the merged model, also asked by one connection at a time.
 * half load: half of the saturated rate for a minute, arriving by chance; seconds from the arrival on.
 * eight adapters of other ranks, layers and labels, in turn with one of them.
-* resident memory with one adapter and with 64 (r=8), after the same load, for it differs from start to start; seconds from PUT to the first answer.
+* resident memory with one adapter and with 64 (r=8), after the same load, in turn, for it differs from start to start;
+  seconds from PUT to the first answer.
 * the same bundle's int8 export on OpenVINO, saturated.
 """
 
