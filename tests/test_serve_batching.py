@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lorafit.predict import TOKENS_PER_BATCH
-from lorafit.serve.batching import Batch, Batcher, Request
+from lorafit.serve.batching import TOKENS_PER_BATCH, Batch, Batcher, Request
 from lorafit.serve.engines import Item
 from lorafit.serve.mixing import Weights
 from lorafit.tokens import Tokens
@@ -141,7 +140,7 @@ def test_a_large_request_does_not_wait_for_all_small_ones_that_come_behind_it(ba
 
 def test_who_gives_up_is_taken_out_and_others_are_answered(batcher: Batcher) -> None:
     engine = Recorder(held=True)
-    under_way = batcher.submit(engine, None, texts_of(4096))
+    under_way = batcher.submit(engine, None, texts_of(TOKENS_PER_BATCH))
     engine.wait_until_busy()
     gone, stays = (batcher.submit(engine, None, texts_of(*[300] * 40, first=start)) for start in (100, 200))
     assert batcher.waiting_texts == 80
@@ -159,7 +158,7 @@ def test_who_gives_up_is_taken_out_and_others_are_answered(batcher: Batcher) -> 
 
 def test_nothing_waits_when_all_have_given_up_and_the_next_request_is_answered(batcher: Batcher) -> None:
     engine = Recorder(held=True)
-    first = batcher.submit(engine, None, texts_of(4096))
+    first = batcher.submit(engine, None, texts_of(TOKENS_PER_BATCH))
     engine.wait_until_busy()
     others = [batcher.submit(engine, None, texts_of(10, 20)) for _ in range(5)]
     for request in (*others, first, *others):  # twice, and the one that is under way
@@ -177,9 +176,9 @@ def test_an_engine_that_fails_fails_only_the_requests_of_its_batch(batcher: Batc
             raise RuntimeError("seven")
 
     engine = Recorder(on_batch=fail_over_sevens, held=True)
-    batcher.submit(engine, None, texts_of(4096))
+    batcher.submit(engine, None, texts_of(TOKENS_PER_BATCH))
     engine.wait_until_busy()
-    broken, with_it = batcher.submit(engine, None, texts_of(2000, first=7)), batcher.submit(engine, None, texts_of(50))
+    broken, with_it = batcher.submit(engine, None, texts_of(1900, first=7)), batcher.submit(engine, None, texts_of(50))
     later = batcher.submit(engine, None, texts_of(4000))
     elsewhere = batcher.submit(Recorder(), None, texts_of(4000))
     engine.goes_on.set()
@@ -249,7 +248,7 @@ def test_requests_to_two_engines_are_both_answered_and_take_turns(batcher: Batch
     assert "one" in order[-5:]
 
 
-@pytest.mark.parametrize("lengths", [[100] * 100, [4096, 1, 4095, 2], [3000, 2000, 1096, 1], list(range(1, 200))])
+@pytest.mark.parametrize("lengths", [[100] * 100, [2048, 1, 2047, 2], [1500, 1000, 548, 1], list(range(1, 200))])
 def test_a_batch_never_has_more_tokens_than_fit(kept: Kept, lengths: list[int]) -> None:
     engine = Recorder()
     requests = [kept.batcher.submit(engine, weights(), texts_of(*lengths)) for _ in range(3)]
@@ -289,14 +288,17 @@ def test_where_padding_costs_the_longest_times_the_count_fits_and_like_lengths_g
 
 def test_texts_of_several_adapters_share_a_batch_and_are_counted(kept: Kept) -> None:
     engine = Recorder(held=True)
-    kept.batcher.submit(engine, weights(), texts_of(4096))
+    kept.batcher.submit(engine, weights(), texts_of(TOKENS_PER_BATCH))
     engine.wait_until_busy()
     requests = [kept.batcher.submit(engine, weights(), texts_of(10, 10, 10)) for _ in range(5)]
     engine.goes_on.set()
     for request in requests:
         assert_answers(request)
     kept.batcher.close()
-    assert [(batch.texts, batch.tokens, batch.adapters) for batch in kept.batches] == [(1, 4096, 1), (15, 150, 5)]
+    assert [(batch.texts, batch.tokens, batch.adapters) for batch in kept.batches] == [
+        (1, TOKENS_PER_BATCH, 1),
+        (15, 150, 5),
+    ]
 
 
 def test_many_threads_ask_and_give_up_at_once_and_nothing_is_lost(batcher: Batcher) -> None:
