@@ -4,6 +4,8 @@ import copy
 import functools
 import os
 import pickle
+import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -438,20 +440,53 @@ def explicit(inputs: list[torch.Tensor], layout: Layout, window: int | None) -> 
     return torch.cat(answers, dim=1).transpose(0, 1)
 
 
+EDGES = [1, 2, 3, 15, 16, 17, 31, 32, 33, 47, 49, 95, 96, 97, 200]  # around what is worked on at once
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.bfloat16, 1.5e-2)])
 @pytest.mark.parametrize("window", [None, 5, 64])
 @pytest.mark.parametrize("size", [16, 32, 48, 64, 128])
 def test_the_kernels_compute_attention(dtype: torch.dtype, limit: float, window: int | None, size: int) -> None:
-    lengths = [1, 2, 3, 15, 16, 17, 95, 96, 97, 200]
-    inputs, layout = flat(dtype, size, lengths=lengths)
+    inputs, layout = flat(dtype, size, lengths=EDGES)
     assert kernels.usable(*inputs)
     out = attend(*inputs, layout, scale=0.2, window=window)
+    with torch.inference_mode():
+        assert torch.equal(attend(*inputs, layout, scale=0.2, window=window), out)
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(dtype)
     expected = explicit(inputs, layout, window)
     found = [out, *torch.autograd.grad(out, inputs, grad_out)]
     wanted = [expected, *torch.autograd.grad(expected, inputs, grad_out.double())]
     for one, other in zip(found, wanted, strict=True):
         assert float((one - other).abs().max() / other.abs().max()) < limit
+
+
+@pytest.mark.parametrize("gone", ["amx", "avx512"])
+def test_the_kernels_compute_attention_on_processors_that_can_do_less(
+    gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"amx": ["-mno-amx-tile", "-mno-amx-bf16"], "avx512": ["-mno-amx-tile", "-mno-amx-bf16", "-mno-avx512f"]}
+    wanted = flags[gone] if "amx" in runtime.instruction_sets() else flags[gone][2:]
+    monkeypatch.setattr(kernels, "_FLAGS", (*kernels._FLAGS, *(wanted if platform.machine() == "x86_64" else [])))
+    compiler = next(filter(None, map(shutil.which, ["c++", "g++", "clang++"])))
+    kernels._build(compiler, tmp_path / "less.so")
+    less = kernels.Kernels(tmp_path / "less.so")
+    monkeypatch.setattr(kernels, "available", lambda: less)
+    inputs, layout = flat(torch.bfloat16, 32, lengths=EDGES)
+    out = attend(*inputs, layout, scale=0.2)
+    expected = explicit(inputs, layout, None)
+    assert float((out - expected).abs().max() / expected.abs().max()) < 1.5e-2
+    grad_out = torch.ones_like(out)
+    found, wanted_grads = (torch.autograd.grad(y, inputs, grad_out.to(y.dtype)) for y in (out, expected))
+    for one, other in zip(found, wanted_grads, strict=True):
+        assert float((one - other).abs().max() / other.abs().max()) < 1.5e-2
+
+
+def test_attention_leaves_other_products_of_the_thread_alone() -> None:
+    inputs, layout = flat(torch.bfloat16, 32, lengths=EDGES)
+    x, weight = torch.randn(200, 384).bfloat16(), torch.randn(512, 384).bfloat16()
+    before = torch.nn.functional.linear(x, weight)
+    attend(*inputs, layout, scale=0.2)
+    assert torch.equal(torch.nn.functional.linear(x, weight), before)
 
 
 def test_first_queries_only_have_the_gradients_of_first_queries() -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lorafit.serve.batching import TOKENS_PER_BATCH, Batch, Batcher, Request
+from lorafit.predict import TOKENS_PER_BATCH
+from lorafit.serve.batching import Batch, Batcher, Request
 from lorafit.serve.engines import Item
 from lorafit.serve.mixing import Weights
 from lorafit.tokens import Tokens

@@ -105,7 +105,9 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx: Any, options: _Options, starts: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
         query = inputs[0]
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        row_sums = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
+        row_sums = None
+        if any(ctx.needs_input_grad):
+            row_sums = query.new_empty(query.shape[1], query.shape[0], dtype=torch.float32)
         _call(options, starts, inputs, out, row_sums)
         ctx.options = options
         ctx.save_for_backward(starts, out, row_sums, *inputs)
@@ -127,7 +129,7 @@ def _call(
     starts: torch.Tensor,
     inputs: Sequence[torch.Tensor],
     out: torch.Tensor,
-    row_sums: torch.Tensor,
+    row_sums: torch.Tensor | None,
     grad_out: torch.Tensor | None = None,
     grads: torch.Tensor | None = None,
 ) -> None:

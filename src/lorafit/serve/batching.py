@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lorafit.predict import TOKENS_PER_BATCH
 from lorafit.serve.engines import Engine, Item
 from lorafit.serve.mixing import Weights
 from lorafit.tokens import Tokens
 
-TOKENS_PER_BATCH = 2048  # half of what prediction takes: as fast, and who comes next waits half as long
 SECONDS_TO_GATHER = 0.002  # that a text waits for others where nothing is under way
 _LOOK_AHEAD = 256  # texts among which those of like length are sought, where padding costs
 _NEWEST_COUNTS = 0.1  # weight of the last batch in the rate

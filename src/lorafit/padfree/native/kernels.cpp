@@ -17,7 +17,7 @@ struct Attention {
   const void *q, *k, *v;     // heads x head numbers a row
   const int64_t* starts;     // where each sequence starts; one more than there are sequences
   void* out;                 // as q, without gaps
-  float* row_sums;           // (heads, tokens): log2 of the sum of the exponentials
+  float* row_sums;           // (heads, tokens): log2 of the sum of the exponentials; null = not kept
   const void* grad_out;      // as out; the backward pass from here on
   void *grad_q, *grad_k, *grad_v;
   int64_t q_row, k_row, v_row, grad_row;
@@ -52,7 +52,9 @@ inline long asking(const Attention& call, long length) {
 
 // Rows of queries at a time: a tile's height or a little less, so that the last block is no splinter. Even, so that
 // bf16 can pair them.
+template <class T>
 inline long even_share(long length) {
+  if (by_tiles<T>()) return 2 * TILE;
   const long most = ACCUMULATORS / 2, blocks = (length + most - 1) / most;
   return round_up((length + blocks - 1) / blocks, 2);
 }
@@ -80,7 +82,7 @@ float softmax(const Attention& call, const Dropout& dropout, long start, long ro
     if (dropout.threshold) p *= dropout.factors(key, from + n);
     T::put(weights + n, p);
   }
-  *row_sum = top + std::log2(total(sum));
+  if (row_sum) *row_sum = top + std::log2(total(sum));
   return total(sum);
 }
 
@@ -89,8 +91,8 @@ void forward(const Attention& call, long sequence, long head) {
   typedef typename T::Number Number;
   const long start = call.starts[sequence], length = call.starts[sequence + 1] - start, size = call.head;
   if (length == 0) return;
-  const long padded = round_up(length, LANES), units = size / T::PER_UNIT;
-  const long queries = asking(call, length), rows_at_once = even_share(queries);
+  const long together = by_tiles<T>() ? 2 * TILE : LANES, padded = round_up(length, together), units = size / T::PER_UNIT;
+  const long queries = asking(call, length), rows_at_once = even_share<T>(queries);
   static thread_local Buffer<uint32_t> keys_there, values_there;
   static thread_local Buffer<float> scores_there, sums_there;
   static thread_local Buffer<Number> weights_there;
@@ -104,7 +106,7 @@ void forward(const Attention& call, long sequence, long head) {
   const Number* k = (const Number*)call.k + start * call.k_row + head * size;
   const Number* v = (const Number*)call.v + start * call.v_row + head * size;
   Number* out = (Number*)call.out + (start * call.heads + head) * size;
-  float* row_sums = call.row_sums + head * call.tokens + start;
+  float* row_sums = call.row_sums ? call.row_sums + head * call.tokens + start : nullptr;
   std::memset(values, 0, padded / T::PER_UNIT * size * 4);
   pack_by_head((const uint32_t*)k, call.k_row / T::PER_UNIT, length, units, keys, padded);
   pack_by_position(v, call.v_row, length, size, values);
@@ -114,14 +116,14 @@ void forward(const Attention& call, long sequence, long head) {
     const long rows = std::min(rows_at_once, queries - row);
     long from = 0, to = padded;
     if (call.window >= 0) {
-      from = std::max(0l, row - call.window) / LANES * LANES;
-      to = std::min(padded, round_up(row + rows + call.window, LANES));
+      from = std::max(0l, row - call.window) / together * together;
+      to = std::min(padded, round_up(row + rows + call.window, together));
     }
     product<T>(rows, to - from, units, (const uint32_t*)(q + row * call.q_row), call.q_row / T::PER_UNIT, 1,
                keys + from, padded, scores, padded);
     for (long r = 0; r < rows; r++)
       scores[r * padded] = softmax<T>(call, dropout, start, row + r, head, length, from, to, scores + r * padded,
-                                      weights + r * padded, row_sums + row + r);
+                                      weights + r * padded, row_sums ? row_sums + row + r : nullptr);
     product<T>(rows, size, (to - from) / T::PER_UNIT, (const uint32_t*)weights, padded / T::PER_UNIT, 1,
                values + from / T::PER_UNIT * size, size, sums, size);
     for (long r = 0; r < rows; r++) {
@@ -153,7 +155,7 @@ void backward(const Attention& call, long sequence, long head) {
   const long start = call.starts[sequence], length = call.starts[sequence + 1] - start, size = call.head;
   if (length == 0) return;
   const long padded = round_up(length, LANES), units = size / T::PER_UNIT, out_row = call.heads * size;
-  const long asked = asking(call, length), rows_at_once = even_share(asked);
+  const long asked = asking(call, length), rows_at_once = even_share<T>(asked);
   const long row_units = round_up(asked, rows_at_once) / T::PER_UNIT;
   static thread_local Buffer<uint32_t> packed_there, weights_there, grad_scores_there;
   static thread_local Buffer<Number> grad_score_rows_there;
@@ -285,6 +287,7 @@ void attention(const Attention& call) {
   // With many sequences a thread takes all heads of one, which lie in the same lines of memory.
   const long at_once = call.sequences > 8 * call.threads ? call.heads : 1;
   in_parallel(call.sequences * call.heads, at_once, call.threads, call.launcher, [&](long task) {
+    const Tiles tiles(by_tiles<T>());
     call.grad_out ? backward<T>(call, task / call.heads, task % call.heads)
                   : forward<T>(call, task / call.heads, task % call.heads);
   });

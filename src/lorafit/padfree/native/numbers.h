@@ -33,15 +33,24 @@ inline Units spread(uint32_t x) { return Units{} + x; }
 inline Floats spread(float x) { return Floats{} + x; }
 inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
 
+// Half with half, three times: fewer steps that wait for each other than one lane after the other.
+template <class Both>
+inline float across(Floats v, const Both& both) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+  Eight eight[2], of_eight;
+  Four four[2], of_four;
+  std::memcpy(eight, &v, sizeof v);
+  of_eight = both(eight[0], eight[1]);
+  std::memcpy(four, &of_eight, sizeof of_eight);
+  of_four = both(four[0], four[1]);
+  return both(both(of_four[0], of_four[2]), both(of_four[1], of_four[3]));
+}
 inline float total(Floats v) {
-  float sum = 0;
-  for (int lane = 0; lane < LANES; lane++) sum += v[lane];
-  return sum;
+  return across(v, [](auto a, auto b) { return a + b; });
 }
 inline float largest(Floats v) {
-  float most = v[0];
-  for (int lane = 1; lane < LANES; lane++) most = std::max(most, v[lane]);
-  return most;
+  return across(v, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 struct Fp32 {
@@ -100,14 +109,19 @@ struct Bf16 {
   }
 };
 
-// 2^x for x <= 127; below -126 the answer is 2^-126, which is nothing beside a sum that holds a 1.
+// 2^x for x <= 127; far below that the answer is nothing, or nothing beside a sum that holds a 1.
 template <class T>
 inline Floats exp2(Floats x) {
+#if defined(__AVX512F__)
+  __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
+  return (Floats)_mm512_scalef_ps((__m512)T::power(x - (Floats)whole), whole);
+#else
   x = x < -126.0f ? spread(-126.0f) : x;
   Floats shifted = x + 12582912.0f;  // 1.5 * 2^23 rounds to the nearest whole number
   Floats whole = shifted - 12582912.0f;
   Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
   return T::power(x - whole) * (Floats)power;
+#endif
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 // unit.
 #pragma once
 
-#include "numbers.h"
+#include "tiles.h"
 
 namespace {
 
@@ -61,6 +61,10 @@ inline void rows_of_tiles(long rows, const uint32_t* a, long a_row, long a_step,
 template <class T>
 void product(long rows, long columns, long steps, const uint32_t* a, long a_row, long a_step, const uint32_t* b,
              long b_step, float* c, long c_row, bool add = false) {
+  if (by_tiles<T>() && a_step == 1 && steps % TILE == 0) {
+    product_by_tiles(rows, columns, steps, a, a_row, b, b_step, c, c_row, add);
+    return;
+  }
   long column = 0;
   for (; column + 4 * LANES <= columns; column += 4 * LANES)
     rows_of_tiles<T, 4>(rows, a, a_row, a_step, b + column, b_step, steps, c + column, c_row, add);
