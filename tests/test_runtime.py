@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,3 +77,14 @@ def test_on_a_processor_for_which_onednn_has_no_bf16_torch_multiplies(monkeypatc
     torch.testing.assert_close(found, torch.nn.functional.linear(x, weight, bias))
     assert asked.names
     assert not any("mkldnn" in name for name in asked.names)
+
+
+def test_what_is_freed_is_kept_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    glibc = SimpleNamespace(mallopt=lambda *given: asked.append(given))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: glibc)
+    monkeypatch.setattr(runtime.sys, "platform", "linux")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    runtime.keep_freed_memory()
+    assert asked == [(-3, 2**25)]

@@ -176,10 +176,9 @@ def keep_freed_memory() -> None:
     faults a batch, and a tenth of the rate.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**25)  # the largest it takes
+    for name, number, value in (("TRIM", -1, 2**31 - 1), ("MMAP", -3, 2**25)):  # glibc's malloc.h; 2**25 is its limit
+        if mallopt is not None and f"MALLOC_{name}_THRESHOLD_" not in os.environ:
+            mallopt(number, value)
 
 
 def _usable_cores() -> int:

@@ -116,7 +116,7 @@ void forward(const Attention& call, long sequence, long head) {
     const long rows = std::min(rows_at_once, queries - row);
     long from = 0, to = padded;
     if (call.window >= 0) {
-      from = std::max(0l, row - call.window) / together * together;
+      from = std::max<long>(0, row - call.window) / together * together;
       to = std::min(padded, round_up(row + rows + call.window, together));
     }
     product<T>(rows, to - from, units, (const uint32_t*)(q + row * call.q_row), call.q_row / T::PER_UNIT, 1,
@@ -199,8 +199,8 @@ void backward(const Attention& call, long sequence, long head) {
     const long columns = std::min(KEYS, padded - key), columns_there = std::min(KEYS, length - key);
     long first = 0, last = asked;  // the rows that see these keys
     if (call.window >= 0) {
-      first = std::max(0l, key - call.window) / rows_at_once * rows_at_once;
-      last = std::min(asked, key + columns_there + call.window);
+      first = std::max<long>(0, key - call.window) / rows_at_once * rows_at_once;
+      last = std::min<long>(asked, key + columns_there + call.window);
     }
     for (long row = first; row < last; row += rows_at_once) {
       const long rows = std::min(rows_at_once, asked - row);

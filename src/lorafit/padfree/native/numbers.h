@@ -113,6 +113,7 @@ struct Bf16 {
 template <class T>
 inline Floats exp2(Floats x) {
 #if defined(__AVX512F__)
+  x = (Floats)_mm512_max_ps(_mm512_set1_ps(-1e4f), (__m512)x);  // -inf would become not a number
   __m512 whole = _mm512_roundscale_ps((__m512)x, 0);
   return (Floats)_mm512_scalef_ps((__m512)T::power(x - (Floats)whole), whole);
 #else

@@ -36,6 +36,7 @@ inline void shape_tiles(long rows) {
   shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = rows;
   in_order();
   _tile_loadconfig(&shapes);
+  in_order();
 }
 
 // The tiles are ours while this lives; then they are again what another library left there.
