@@ -50,8 +50,8 @@ inline long asking(const Attention& call, long length) {
   return call.queries < 0 ? length : std::min<long>(length, call.queries);
 }
 
-// Rows of queries at a time: a tile's height or a little less, so that the last block is no splinter. Even, so that
-// bf16 can pair them.
+// Rows of queries at a time. On AMX two tiles' height. Else that of `tile` or a little less, so that the last block is
+// no splinter, and even, so that bf16 can pair them.
 template <class T>
 inline long even_share(long length) {
   if (by_tiles<T>()) return 2 * TILE;
