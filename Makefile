@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test processes, one a core; a test that is left over goes to whoever is done first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test check soak bench bench-exports bench-serve bench-full format clean
+.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -14,6 +14,9 @@ help:  ## say what each target does
 
 demo: .venv/.demo  ## train, compare and try the bundled encoder on bundled reviews
 	$(BIN)/lorafit demo
+
+ui: .venv/.ui  ## the page in the browser: train, compare and try without code
+	$(BIN)/lorafit ui
 
 test: .venv/.dev  ## the fast tests, under six minutes on two cores
 	$(BIN)/pytest $(PARALLEL) -m "not slow and not soak"
@@ -70,7 +73,11 @@ clean:  ## remove the environment and what tools left
 	$(INSTALL) '.[demo]'
 	touch $@
 
+.venv/.ui: .venv/.python pyproject.toml constraints.txt
+	$(INSTALL) '.[demo,ui,explain]'
+	touch $@ .venv/.demo
+
 .venv/.dev: .venv/.python pyproject.toml constraints.txt
 	$(INSTALL) '.[demo,dev]'
-	touch $@ .venv/.demo
+	touch $@ .venv/.demo .venv/.ui
 

@@ -34,6 +34,7 @@ COMMANDS = (
     "compare",
     "predict",
     "serve",
+    "ui",
     "explain",
     "inspect",
     "verify",
@@ -94,18 +95,18 @@ def readme_commands() -> list[str]:
 
 @contextmanager
 def service(command: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """Run a service until the end, as from another terminal; begins once it listens."""
-    log = folder / "serve.log"
+    """Run a service, or the page, until the end, as from another terminal; begins once it listens."""
+    log = folder / f"{command.split()[1]}.log"
     with (
         log.open("w") as said,
         subprocess.Popen(f"exec {command}", shell=True, cwd=folder, env=environment, stderr=said) as process,
     ):
         try:
             for _ in range(600):
-                if "listening" in log.read_text() or process.poll() is not None:
+                if "http://127.0.0.1" in log.read_text() or process.poll() is not None:
                     break
                 time.sleep(0.1)
-            assert "listening" in log.read_text(), log.read_text()
+            assert "http://127.0.0.1" in log.read_text(), log.read_text()
             yield
         finally:
             process.terminate()
@@ -157,7 +158,7 @@ def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path, hub:
     assert any(command.startswith("lorafit demo") for command in commands)
     with ExitStack() as services:
         for command in commands:
-            if command.startswith("lorafit serve"):
+            if command.startswith(("lorafit serve", "lorafit ui")):
                 services.enter_context(service(command, tmp_path, environment))
                 continue
             done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -148,6 +148,16 @@ class Run:
         finally:
             lock.release()
 
+    @property
+    def is_being_written(self) -> bool:
+        """Whether a process writes here just now."""
+        lock = FileLock(self.path / _LOCK, timeout=0)
+        try:
+            with storing(self.path), lock:
+                return False
+        except Timeout:
+            return True
+
     def _writer(self) -> str:
         try:  # a file of its own: where locks bind, the locked one can't be read
             return f"process {(self.path / _PROCESS).read_text(encoding='utf-8')}"

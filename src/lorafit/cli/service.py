@@ -1,4 +1,4 @@
-"""Commands that stay: serve."""
+"""Commands that stay: serve, ui."""
 
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +85,33 @@ def serve(
         threads=threads,
         limits=service.Limits(max_body_bytes, max_texts, max_tokens, max_queue, timeout),
     )
+
+
+@app.command()
+def ui(
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one.")] = 7860,
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", metavar="FILE", help="Ask for the password in its first line."),
+    ] = None,
+    max_upload_mb: Annotated[
+        int, typer.Option("--max-upload-mb", metavar="N", min=1, help="The largest file that is taken in.")
+    ] = 200,
+) -> None:
+    """Train, compare and try on a page in the browser.
+
+    Four steps without code, for the runs below this folder; uploaded files are kept in uploads/. Trainings go on when
+    the page is closed. Needs: pip install 'lorafit[ui]'
+    """
+    try:
+        from lorafit.ui import server
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("gradio", "gradio_client", "fastapi", "uvicorn", "starlette"):
+            raise
+        raise LorafitError("The page is not installed. Install it with: pip install 'lorafit[ui]'") from None
+
+    server.serve(host=host, port=port, password_file=password_file, max_upload_mb=max_upload_mb)
 
 
 def _by_name(bundles: list[str]) -> dict[str, Path]:

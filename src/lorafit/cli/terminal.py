@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lorafit.doctor import Findings
     from lorafit.explain import Explanation
     from lorafit.export import Done
+    from lorafit.overview import Overview
     from lorafit.runs import Run
 
 _MOST_COLUMNS = 8  # of probabilities, that fit beside a text
@@ -24,7 +25,7 @@ _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 def print_evaluation(run: "Run") -> None:
     """Print what an evaluated run scores: the verdict first, which says what LoRA does not beat."""
-    from lorafit import report
+    from lorafit import overview, report
     from lorafit.report.verdict import as_p
 
     scores = run.scores
@@ -34,19 +35,17 @@ def print_evaluation(run: "Run") -> None:
     typer.echo("\n".join(report.four_lines(test)) + "\n")
     low, high = test["improvement_interval"]
     typer.echo(f"Improvement, 95% interval: {low:.2f} to {high:.2f} points; McNemar's {as_p(test['mcnemar_p'])}")
-    rows = _table("", "accuracy", "95% interval", "macro F1", "95% interval")
-    for who in ("base", "adapted"):
-        rows.add_row(who, *_with_intervals(test[who], "accuracy", "f1"))
-    for name, found in test["baselines"].items():
-        rows.add_row(_described(name), *_with_intervals(found, "accuracy", "f1"))
-    _stdout().print(rows)
+    _print(overview.of_scores(test))
     typer.echo("")
     others = _table("", "base", "95% interval", "adapted", "95% interval")
     for name in ("precision", "recall", "loss"):
-        others.add_row(name, *(cell for who in ("base", "adapted") for cell in _with_intervals(test[who], name)))
+        shown = (cell for who in ("base", "adapted") for cell in overview.with_intervals(test[who], name))
+        others.add_row(name, *shown)
     _stdout().print(others)
     calibration = test["calibration"]
-    after, before = ("{} ({})".format(*_with_intervals(calibration, name)) for name in ("ece_after", "ece_before"))
+    after, before = (
+        "{} ({})".format(*overview.with_intervals(calibration, name)) for name in ("ece_after", "ece_before")
+    )
     typer.echo(
         f"\non {test['n']:,} test texts; precision and recall are macro averages. Expected calibration error {after}, "
         f"{before} before temperature {calibration['temperature']:.3g}."
@@ -79,21 +78,9 @@ def print_seeds(run: "Run") -> None:
 
 def print_compared(compared: dict[str, Any]) -> None:
     """Print what `comparison.compare` returns."""
-    from lorafit.report.verdict import as_p
+    from lorafit import overview
 
-    scores = ("accuracy", "95% interval", "macro F1", "95% interval")
-    rows = _table("run", "recipe", *scores, "points", "McNemar", "kB", "time")
-    for row in compared["runs"]:
-        rows.add_row(
-            row["run"],
-            ", ".join(f"{key}={value}" for key, value in row["recipe"].items()) or "-",
-            *_with_intervals(row, "accuracy", "f1"),
-            _gained(row),
-            "-" if row["mcnemar_p_holm"] is None else as_p(row["mcnemar_p_holm"]),
-            f"{row['adapter_bytes'] / 1000:,.0f}",
-            f"{row['seconds']:,.0f} s",
-        )
-    _stdout().print(rows)
+    _print(overview.of_compared(compared))
     typer.echo(f"\n{compared['note']}")
 
 
@@ -241,52 +228,20 @@ def print_export(done: "Done") -> None:
 
 def print_runs(found: "list[Run]") -> None:
     """Print a row a run."""
-    rows = _table("run", "recipe", "encoder", "data", "texts", "base", "adapted", "time", "started")
-    for run in found:
-        recipe, record, scores = run.recipe, run.record, run.scores
-        test = scores["test"] if scores else None
-        rows.add_row(
-            str(run.path),
-            recipe.name,
-            recipe.encoder.name,
-            recipe.data.source,
-            f"{record['texts']['train']:,}",
-            f"{test['base']['accuracy']:.4f}" if test else "-",
-            _with_limits(test["adapted"]) if test else "-",
-            f"{record['seconds']:,.0f} s" if run.finished else "unfinished",
-            record["created"].replace("T", " ")[:16],
-        )
-    _stdout().print(rows)
+    from lorafit import overview
 
-
-def _with_limits(scores: dict[str, Any]) -> str:
-    """Return an accuracy with its interval, such as "0.8833 (0.842 to 0.915)"."""
-    limits = scores.get("accuracy_interval")  # an earlier version wrote none
-    return f"{scores['accuracy']:.4f}" + (f" ({limits[0]:.3f} to {limits[1]:.3f})" if limits else "")
+    _print(overview.of_runs(found))
 
 
 def _listed(probabilities: dict[str, float], labels: list[str]) -> str:
     return ", ".join(f"{label} {probabilities[label]:.3f}" for label in labels)
 
 
-def _described(name: str) -> str:
-    from lorafit.baselines import DESCRIBED
-
-    return DESCRIBED[name]
-
-
-def _with_intervals(scores: dict[str, Any], *names: str) -> list[str]:
-    """Return the scores of these names, each with its interval."""
-    from lorafit.intervals import as_interval
-
-    return [shown for name in names for shown in (f"{scores[name]:.4f}", as_interval(scores[f"{name}_interval"]))]
-
-
-def _gained(row: dict[str, Any]) -> str:
-    if row["difference_interval"] is None:
-        return "-"
-    low, high = row["difference_interval"]
-    return f"{row['difference_points']:+.2f} ({low:+.2f} to {high:+.2f})"
+def _print(found: "Overview") -> None:
+    rows = _table(*found.headers)
+    for row in found.rows:
+        rows.add_row(*row)
+    _stdout().print(rows)
 
 
 def _table(*headers: str) -> "Table":

@@ -7,7 +7,6 @@ and how one batch serves many adapters in `mixing`.
 """
 
 import asyncio
-import os
 import socket
 import sys
 import time
@@ -20,10 +19,11 @@ import uvicorn
 
 from lorafit import encoders, runtime
 from lorafit.errors import LorafitError
+from lorafit.listening import is_loopback, listen, url_of
 from lorafit.serve import journal
 from lorafit.serve.adapters import Adapters
 from lorafit.serve.app import build
-from lorafit.serve.limits import Keys, Limits, is_loopback
+from lorafit.serve.limits import Keys, Limits
 from lorafit.serve.service import Service
 
 __all__ = ["Limits", "serve"]
@@ -79,7 +79,7 @@ def serve(
         raise LorafitError(f"There is no folder {adapters_dir} to load adapters from.")
     keys = Keys.read(api_key_file) if api_key_file is not None else None
     runtime.keep_few_shapes(_PRODUCTS_KEPT)
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         for name in known_encoders:
             encoders.locate(name)
         with ThreadPoolExecutor(1) as passing:  # it may measure; see service._in_passing_thread
@@ -108,9 +108,7 @@ def _run(service: Service, keys: Keys | None, listener: socket.socket) -> None:
         timeout_keep_alive=_SECONDS_KEPT_OPEN,
         timeout_graceful_shutdown=int(service.limits.seconds) + _SECONDS_TO_CLOSE,
     )
-    address, port = listener.getsockname()[:2]
-    host = f"[{address}]" if ":" in address else address
-    journal.say("listening", url=f"http://{host}:{port}", adapters=len(service.adapters))
+    journal.say("listening", url=url_of(listener), adapters=len(service.adapters))
     _Server(config, service).run(sockets=[listener])
     journal.say("stopped")
 
@@ -142,18 +140,3 @@ def _refuse_unsafe(host: str, api_key_file: Path | None, without_key: bool) -> N
             f"{host} can be reached from other machines, and there is no key: anybody could ask. "
             "Set --api-key-file FILE, or --without-key if something before it checks who asks."
         )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket on an address, taken before anything is loaded.
-
-    Raises:
-        LorafitError: it is taken already, or not this machine's.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 0  # of a name that is not known below 0
-        reason = (os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)).lower()
-        raise LorafitError(f"{host}:{port} can't be listened on: {reason}.") from None

@@ -1,0 +1,158 @@
+"""The first step: a file or bundled reviews, their columns, what the doctor finds, a look at the rows."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+import pandas as pd
+
+from lorafit import tables
+from lorafit.errors import DataError, LorafitError
+from lorafit.ui import choice as choices
+from lorafit.ui import libraries, uploads, views
+from lorafit.ui.choice import BUNDLED, Choice
+from lorafit.ui.events import event
+
+_ROWS_SHOWN = 8
+_CHARACTERS_SHOWN = 300
+_NO_COLUMN = "(none)"
+
+
+class DataStep(NamedTuple):
+    """What the other steps need of this one."""
+
+    onward: gr.Button
+    outputs: list[Any]
+    """What `restore` fills."""
+
+
+def build(choice: gr.State) -> DataStep:
+    """Put the step onto the page; `choice` is where it leaves the visitor's."""
+    with gr.Row():
+        with gr.Column():
+            upload = gr.File(label="Your own: a CSV, TSV, JSONL or Parquet file", height=150)
+        with gr.Column():
+            bundled = gr.Radio(
+                [(name, recipe) for recipe, name in BUNDLED.items()],
+                label="Or reviews that come with lorafit",
+                info="Each with a recipe that suits it.",
+            )
+    about = gr.HTML(views.note("Drop a file, or choose reviews."))
+    with gr.Row(visible=False) as columns:
+        text = gr.Dropdown(label="Column with the texts", interactive=True, min_width=260)
+        labels = gr.Dropdown(
+            label="Column with the labels",
+            info="Several columns of 0 and 1 are a label each.",
+            multiselect=True,
+            interactive=True,
+            min_width=260,
+        )
+        pair = gr.Dropdown(
+            label="Column with second texts", info="Only where pairs are classified.", interactive=True, min_width=260
+        )
+    findings = gr.HTML()
+    rows = gr.HTML()
+    onward = gr.Button("On to training", variant="primary", interactive=False)
+
+    taken = [choice, upload, bundled, about, columns, text, labels, pair, rows, findings, onward]
+    looked = event(_examined, choice, [findings, onward])
+    upload.upload(**event(_take_file, upload, taken)).then(**looked)
+    bundled.input(**event(_take_bundled, bundled, taken)).then(**looked)
+    corrected = event(_correct, [choice, text, labels, pair], [choice, onward])
+    gr.on([text.input, labels.input, pair.input], **corrected, trigger_mode="always_last").then(**looked)
+    return DataStep(onward, taken)
+
+
+def restore(source: str, chosen: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what the step shows of a choice that the visitor's browser kept; nothing new where that is gone."""
+    file = Path(source)
+    try:
+        if uploads.is_kept(file):
+            kept = Choice(file, str(chosen["text"]), tuple(map(str, chosen["labels"])), str(chosen["pair"]))
+            return _shown(kept, tables.read(file))
+        if chosen.get("bundled") in BUNDLED:
+            return _take_bundled(chosen["bundled"])
+    except (LorafitError, KeyError, TypeError):  # somebody changed the file, or the browser's note of it
+        return (gr.skip(),) * 11
+    return (gr.skip(),) * 11
+
+
+def _take_file(arrived: str) -> tuple[Any, ...]:
+    try:
+        file, table = uploads.keep(Path(arrived))
+    except LorafitError as error:
+        return _refused(error)
+    try:
+        found = tables.guess_columns(table, str(file))
+    except DataError:  # the visitor names them
+        return _shown(Choice(file), table)
+    return _shown(Choice(file, found.text, (found.label,)), table)
+
+
+def _take_bundled(name: str) -> tuple[Any, ...]:
+    libraries.ready()
+    from lorafit import data
+
+    chosen = choices.bundled(name)
+    try:
+        source = data.open_source(chosen.recipe().data.source)
+    except LorafitError as error:  # they are an extra
+        return _refused(error)
+    return (chosen, None, name, *_about(f"{BUNDLED[name]}, {len(source.table):,} rows", source.table, None, chosen))
+
+
+def _refused(error: LorafitError) -> tuple[Any, ...]:
+    """Return the step as it was before anything was chosen, with the sentence, and room for another file."""
+    nothing = (gr.skip(),) * 3
+    return (None, None, None, views.refused(str(error)), gr.Row(visible=False), *nothing, "", "", _onward(False))
+
+
+def _onward(is_ready: bool) -> gr.Button:
+    return gr.Button(interactive=is_ready)
+
+
+def _shown(chosen: Choice, table: pd.DataFrame) -> tuple[Any, ...]:
+    about = f"{chosen.source}, {len(table):,} rows"
+    return (chosen, None, None, *_about(about, table, [str(name) for name in table.columns], chosen))
+
+
+def _about(about: str, table: pd.DataFrame, names: list[str] | None, chosen: Choice) -> tuple[Any, ...]:
+    """Return what all fillings of the step have in common, from `about` on."""
+    asked = "" if chosen.is_ready else " No columns were found that look like texts and labels: choose them."
+    pairs = [(_NO_COLUMN, ""), *((name, name) for name in names or [])]
+    return (
+        views.note(f"{about}.{asked}"),
+        gr.Row(visible=names is not None),
+        gr.Dropdown(choices=names or [], value=chosen.text or None),
+        gr.Dropdown(choices=names or [], value=list(chosen.labels)),
+        gr.Dropdown(choices=pairs, value=chosen.pair),
+        views.rows_table(_first_rows(table), len(table)),
+        views.note("The doctor looks at it ...") if chosen.is_ready else "",
+        _onward(chosen.is_ready),
+    )
+
+
+def _first_rows(table: pd.DataFrame) -> pd.DataFrame:
+    def cut(cell: Any) -> str:
+        shown = str(cell)
+        return f"{shown[:_CHARACTERS_SHOWN]} …" if len(shown) > _CHARACTERS_SHOWN else shown
+
+    return table.head(_ROWS_SHOWN).map(cut)
+
+
+def _correct(chosen: Choice, text: str | None, labels: list[str], pair: str | None) -> tuple[Choice, Any]:
+    corrected = Choice(chosen.source, text or "", tuple(labels), pair or "")
+    return corrected, _onward(corrected.is_ready)
+
+
+def _examined(chosen: Choice | None) -> tuple[str, Any]:
+    if chosen is None or not chosen.is_ready:
+        return "", _onward(False)
+    libraries.ready()
+    from lorafit import doctor
+
+    try:
+        found = doctor.examine(chosen.recipe())
+    except LorafitError as error:
+        return views.refused(str(error)), _onward(False)
+    return views.findings(found), _onward(True)

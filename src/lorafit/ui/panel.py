@@ -1,0 +1,95 @@
+"""A run as it goes on, on the page: its state, its curves, stop and resume."""
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lorafit.ui import jobs, views, watch
+from lorafit.ui.events import Event, event, shown
+from lorafit.ui.watch import UNDER_WAY, Watched
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Panel(NamedTuple):
+    """What the other steps need of this one."""
+
+    run: gr.Dropdown
+    onward: gr.Button
+    follow: Event
+    """Shows the run that is chosen, and goes on doing so."""
+
+
+def build() -> Panel:
+    """Put it onto the page."""
+    gr.HTML("<h2>Runs</h2>")
+    run = gr.Dropdown(watch.names(), value=None, label="Run", info="Those under way come first.", interactive=True)
+    status = gr.HTML()
+    with gr.Row():
+        losses = gr.LinePlot(x="step", y="loss", title="Training loss", visible=False, height=260, buttons=[])
+        scores = gr.LinePlot(
+            x="epoch",
+            y="score",
+            color="of",
+            title="Validation, by epoch; 0 is the base",
+            y_lim=[0, 1],
+            visible=False,
+            height=260,
+            buttons=[],
+        )
+    with gr.Row():
+        stop = gr.Button("Stop", visible=False, variant="stop")
+        resume = gr.Button("Resume", visible=False)
+        onward = gr.Button("See what it gained", visible=False, variant="primary")
+    timer = gr.Timer(_SECONDS_BETWEEN_LOOKS, active=False)
+    seen = gr.State(None)
+
+    outputs = [status, losses, scores, stop, resume, onward, timer, seen]
+    follow = event(_followed, run, outputs)
+    run.input(**follow)
+    timer.tick(**event(_ticked, [run, seen], outputs), trigger_mode="once")
+    stop.click(**event(_stop, run, stop))
+    resume.click(**event(shown(_resume), run, resume)).success(**follow)
+    return Panel(run, onward, follow)
+
+
+def _followed(name: str | None) -> tuple[Any, ...]:
+    return _filled(watch.look(name)) if name in watch.names() else ("", *(gr.skip(),) * 7)
+
+
+def _ticked(name: str | None, seen: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """Return what has changed since the last look: mostly nothing, and then nothing is sent."""
+    if name not in watch.names():
+        return (gr.skip(),) * 8
+    watched = watch.look(name)
+    return (gr.skip(),) * 8 if _mark(watched) == seen else _filled(watched)
+
+
+def _filled(watched: Watched) -> tuple[Any, ...]:
+    return (
+        views.status(watched),
+        gr.LinePlot(value=watched.losses, visible=len(watched.losses) > 1),
+        gr.LinePlot(value=watched.scores, visible=len(watched.scores) > 2),
+        gr.Button("Stop", visible=watched.can_stop, interactive=True),
+        gr.Button(visible=watched.can_resume),
+        gr.Button(visible=watched.state == "finished"),
+        gr.Timer(active=watched.state in UNDER_WAY),
+        _mark(watched),
+    )
+
+
+def _mark(watched: Watched) -> tuple[Any, ...]:
+    return watched.name, watched.state, watched.sentence, watched.step, len(watched.scores), len(watched.warnings)
+
+
+def _stop(name: str | None) -> gr.Button:
+    job = jobs.find(name) if name in watch.names() else None
+    if job is not None:
+        job.stop()
+    return gr.Button("Stopping ...", interactive=False)
+
+
+def _resume(name: str | None) -> gr.Button:
+    run = watch.open_named(name)
+    jobs.begin(run.path.name, ["train", "--resume", str(run.path)])
+    return gr.Button(visible=False)

@@ -1,0 +1,127 @@
+"""The second step: settings, the command that they equal, an estimate of the time, a training begun."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from lorafit.errors import LorafitError, RecipeError
+from lorafit.runs import DEFAULT_ROOT
+from lorafit.ui import jobs, settings, views, watch
+from lorafit.ui.choice import Choice, as_command
+from lorafit.ui.events import Event, event, shown
+from lorafit.ui.panel import Panel
+
+_NO_DATA = "Choose data in the first step."
+
+Values = dict[str, str]
+"""What stands in the fields, by their keys."""
+
+
+class TrainStep(NamedTuple):
+    """What the other steps need of this one."""
+
+    begin: gr.Button
+    fill: Event
+    """Fills the settings anew, for the data chosen."""
+    measure: Event
+    """Says that the time is being measured."""
+    estimate: Event
+    """Measures it."""
+    train: Callable[[gr.Dropdown], Event]
+    """Begins the training, and chooses its run in a dropdown."""
+
+
+def build(choice: gr.State) -> TrainStep:
+    """Put the step onto the page."""
+    no_data = gr.HTML(views.note(_NO_DATA))
+    with gr.Column(visible=False) as form:
+        with gr.Row(elem_classes="fields"):
+            name = gr.Textbox(label="Name of the run", info="Its folder below runs/.", max_lines=1)
+            fields = settings.main_fields()
+        with gr.Accordion("All other settings", open=False):
+            fields |= settings.other_fields()
+        command = gr.Textbox(label="The command it equals", interactive=False, lines=2, buttons=["copy"])
+        with gr.Row():
+            estimate = gr.Button("Estimate the time")
+            begin = gr.Button("Train", variant="primary")
+        estimated = gr.HTML()
+
+    keys = list(fields)
+    inputs = [choice, name, *fields.values()]
+
+    def of_values(function: Callable[[Choice, str, Values], Any]) -> Callable[..., Any]:
+        """Return the function of an event that is given the fields' values one by one."""
+
+        def asked(chosen: Choice | None, name: str, *values: str | None) -> Any:
+            if chosen is None or not chosen.is_ready:
+                raise RecipeError(_NO_DATA)
+            given = {key: (value or "").strip() for key, value in zip(keys, values, strict=True)}
+            return function(chosen, name.strip(), given)
+
+        return shown(asked)
+
+    fill = event(
+        lambda chosen: _filled(chosen, keys), choice, [no_data, form, name, *fields.values(), command, estimated]
+    )
+    measure = event(lambda: views.note("Measuring ..."), None, estimated)
+    estimating = event(of_values(_estimated), inputs, estimated)
+    changes = [field.change for field in (name, *fields.values())]
+    gr.on(changes, **event(of_values(_command), inputs, command), trigger_mode="always_last")
+    estimate.click(**measure).then(**estimating)
+
+    def training(run: gr.Dropdown) -> Event:
+        return event(of_values(_begun), inputs, [run, name, estimated])
+
+    return TrainStep(begin, fill, measure, estimating, training)
+
+
+def lead_to(step: TrainStep, panel: Panel) -> None:
+    """Let the button begin a training, and the panel follow it."""
+    step.begin.click(**step.train(panel.run)).success(**panel.follow)
+
+
+def _filled(chosen: Choice | None, keys: list[str]) -> tuple[Any, ...]:
+    if chosen is None or not chosen.is_ready:
+        return (views.note(_NO_DATA), gr.Column(visible=False), *(gr.skip() for _ in range(len(keys) + 3)))
+    recipe = chosen.recipe()
+    free = jobs.free_name(recipe.name)
+    values = settings.shown_values(recipe, keys)
+    return (views.note(f"Data: {chosen}."), gr.Column(visible=True), free, *values, _command(chosen, free, {}), "")
+
+
+def _changes(chosen: Choice, name: str, values: Values) -> list[str]:
+    recipe = chosen.recipe()
+    return [*([f"name={name}"] if name != recipe.name else []), *settings.changed(recipe, values)]
+
+
+def _command(chosen: Choice, name: str, values: Values) -> str:
+    return as_command(chosen.arguments(_changes(chosen, name, values)))
+
+
+def _arguments(chosen: Choice, name: str, values: Values) -> list[str]:
+    """Return the command's arguments, once it is sure that they make a recipe."""
+    changes = _changes(chosen, name, values)
+    chosen.recipe(changes)
+    return chosen.arguments(changes)
+
+
+def _estimated(chosen: Choice, name: str, values: Values) -> str:
+    try:
+        arguments = _arguments(chosen, name, values)
+        others = jobs.under_way()
+        if not others:
+            return views.sentences(jobs.estimate(arguments))
+    except LorafitError as error:
+        return views.refused(str(error))
+    return views.note(
+        f"{DEFAULT_ROOT / others[0].name} is being worked on, so no time can be measured; this training comes after it."
+    )
+
+
+def _begun(chosen: Choice, name: str, values: Values) -> tuple[Any, ...]:
+    """Begin a training, under another name where that has been taken meanwhile."""
+    _arguments(chosen, name, values)
+    free = jobs.free_name(name)
+    job = jobs.begin(free, _arguments(chosen, free, values), fresh=True)
+    return gr.Dropdown(choices=watch.names(), value=job.name), jobs.free_name(chosen.recipe().name), ""
