@@ -6,6 +6,7 @@ keep their own types, so a missing value there is None.
 
 import json
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,9 +159,12 @@ def _suffix(file: Path) -> str:
     return suffix
 
 
+_warnings_are_ours = threading.Lock()  # what to do with them is one setting for all threads
+
+
 def _read_separated(separator: str) -> Callable[[Path], pd.DataFrame]:
     def read_file(file: Path) -> pd.DataFrame:
-        with warnings.catch_warnings():
+        with _warnings_are_ours, warnings.catch_warnings():
             # Rows with more cells than the header would lose the last ones, or turn the first into an index.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table: pd.DataFrame = pd.read_csv(
@@ -179,7 +183,7 @@ def _read_jsonl(file: Path) -> pd.DataFrame:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:  # a number of 5,000 digits too
+            except (ValueError, RecursionError) as error:  # a number of 5,000 digits too
                 raise ValueError(f"line {number}: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f'line {number} holds no object such as {{"text": ..., "label": ...}}')

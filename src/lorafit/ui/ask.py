@@ -1,28 +1,30 @@
 """The fourth step: a text in, probabilities out, base beside adapted; the words that carried it; many texts at once."""
 
+import functools
 import importlib.util
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
 
 import gradio as gr
 import pandas as pd
 
 from lorafit import runs
 from lorafit.errors import DataError, LorafitError, RunError
+from lorafit.files import storing
 from lorafit.runs import Run
-from lorafit.ui import libraries, views, watch
-from lorafit.ui.events import Event, event, shown
-from lorafit.ui.uploads import INCOMING
+from lorafit.ui import libraries, uploads, views, watch
+from lorafit.ui.events import Event, event
 
 if TYPE_CHECKING:
     from lorafit.data import Text
     from lorafit.predict import Classifier
 
 _CLASSIFIERS_KEPT = 4
+_TEXTS_AT_ONCE = 8  # of many
+_MOST_CHARACTERS = 100_000  # of a text; hundreds of windows
 _MOST_LINES = 2_000  # at once; more are a file's, and the command line's
 _WARM_UP = "One text, so that nobody waits for what is made once."
 
@@ -76,11 +78,14 @@ def build() -> AskStep:
     state = gr.HTML()
     with gr.Tabs():
         with gr.Tab("One text"):
-            text = gr.Textbox(label="Text", lines=4, max_lines=12, placeholder="A film to remember.")
+            text = gr.Textbox(
+                label="Text", lines=4, max_lines=12, placeholder="A film to remember.", max_length=_MOST_CHARACTERS
+            )
             second = gr.Textbox(label="Its second text", lines=2, visible=False)
             ask = gr.Button("Ask", variant="primary")
             answer = gr.HTML()
             words = gr.HTML()
+            asked, explained = gr.State(None), gr.State(None)  # run and text; and with what was found
         with gr.Tab("Many texts"):
             lines = gr.Textbox(
                 label="Texts, one a line",
@@ -92,12 +97,14 @@ def build() -> AskStep:
             answers = gr.Dataframe(visible=False, interactive=False, wrap=True, label="Answers", max_height=420)
             download = gr.DownloadButton("Download as CSV", visible=False)
 
-    run.change(**event(shown(_readied), run, [state, second]))
-    asked = [ask.click, text.submit, second.submit]
-    answering = event(shown(_answered), [run, text, second], [answer, words])
-    explaining = event(shown(_explained), [run, text], words)
-    gr.on(asked, **answering).success(**explaining, concurrency_id="explain", concurrency_limit=1)
-    ask_all.click(**event(shown(_answered_all), [run, lines], [answers, download]))
+    run.change(**event(_readied, run, [state, second], again=True))
+    gr.on(
+        [ask.click, text.submit, second.submit],
+        **event(_answered, [run, text, second], [answer, words, asked], again=True),
+    ).success(**event(_explained, asked, explained, again=True), concurrency_id="explain", concurrency_limit=1).success(
+        **event(_if_still_asked, [explained, asked], words, again=True)
+    )
+    ask_all.click(**event(_answered_all, [run, lines], [answers, download]))
     refresh = event(_refreshed, run, run)
     return AskStep(run, refresh)
 
@@ -113,13 +120,13 @@ def _refreshed(name: str | None) -> Any:
 
 def _readied(name: str | None) -> tuple[str, Any]:
     if not name:
-        return views.note("There is no trained run yet."), gr.Textbox(visible=False)
+        return views.note("Choose a run." if _trained() else "There is no trained run yet."), gr.Textbox(visible=False)
     run = watch.open_named(name)
     labels, pairs = _classifiers.ask(run, lambda classifier: (classifier.labels, classifier.text_pair))
     return views.note(f"It tells apart: {', '.join(labels)}."), gr.Textbox(visible=pairs)
 
 
-def _answered(name: str | None, text: str, second: str) -> tuple[str, str]:
+def _answered(name: str | None, text: str, second: str) -> tuple[str, str, tuple[str, str]]:
     run = watch.open_named(name)
 
     def question(classifier: "Classifier") -> tuple[list[str], Any, Any]:
@@ -127,19 +134,26 @@ def _answered(name: str | None, text: str, second: str) -> tuple[str, str]:
         adapted, base = (classifier.predict(asked, base=base)[0] for base in (False, True))
         return classifier.labels, adapted, base
 
-    return views.answer(*_classifiers.ask(run, question)), ""
+    return views.answer(*_classifiers.ask(run, question)), "", (run.path.name, text)
 
 
-def _explained(name: str | None, text: str) -> str:
+def _explained(asked: tuple[str, str]) -> tuple[tuple[str, str], str]:
     libraries.ready()
     from lorafit import explain
 
+    name, text = asked
     if importlib.util.find_spec("captum") is None:
-        return views.note("Which words carried it is shown with: pip install 'lorafit[explain]'")
+        return asked, views.note("Which words carried it is shown with: pip install 'lorafit[explain]'")
     try:
-        return views.words(explain.explain(watch.open_named(name).path, text))
+        return asked, views.words(explain.explain(watch.open_named(name).path, text))
     except LorafitError as error:  # of pairs, for example, there is none
-        return views.note(str(error))
+        return asked, views.note(str(error))
+
+
+def _if_still_asked(explained: tuple[tuple[str, str], str], asked: tuple[str, str]) -> Any:
+    """Return the words, unless another text was asked about meanwhile."""
+    of_text, words = explained
+    return words if of_text == asked else gr.skip()
 
 
 def _answered_all(name: str | None, lines: str) -> tuple[Any, Any]:
@@ -152,12 +166,20 @@ def _answered_all(name: str | None, lines: str) -> tuple[Any, Any]:
             f"{len(given):,} lines are more than {_MOST_LINES:,}. Put them into a file: "
             f"lorafit predict {run.path} --input FILE --output FILE"
         )
-    answers = _classifiers.ask(run, lambda classifier: classifier.predict(_texts(given, classifier.text_pair)))
+    texts = _texts(given, _classifiers.ask(run, lambda classifier: classifier.text_pair))
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):  # in between others are answered
+        some = texts[start : start + _TEXTS_AT_ONCE]
+        answers += _classifiers.ask(run, functools.partial(_predictions, some))
     table = pd.DataFrame([_row(answer) for answer in answers])
-    file = Path(tempfile.mkdtemp(dir=INCOMING)) / f"{run.path.name}-answers.csv"
-    table.to_csv(file, index=False)
-    shown_table = table.round(4)
-    return gr.Dataframe(value=shown_table, visible=True), gr.DownloadButton(value=str(file), visible=True)
+    file = uploads.offered(uuid4().hex) / f"{run.path.name}-answers.csv"
+    with storing(file):
+        table.to_csv(file, index=False)
+    return gr.Dataframe(value=table.round(4), visible=True), gr.DownloadButton(value=str(file), visible=True)
+
+
+def _predictions(texts: "list[Text]", classifier: "Classifier") -> list[dict[str, Any]]:
+    return classifier.predict(texts)
 
 
 def _texts(lines: list[str], pairs: bool) -> "list[Text]":

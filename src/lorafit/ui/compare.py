@@ -4,12 +4,16 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import gradio as gr
 
 from lorafit import runs
-from lorafit.ui import jobs, libraries, views, watch
-from lorafit.ui.events import Event, event, shown
+from lorafit.errors import LorafitError
+from lorafit.files import storing
+from lorafit.runs import Run
+from lorafit.ui import jobs, libraries, uploads, views, watch
+from lorafit.ui.events import Event, event
 from lorafit.ui.uploads import INCOMING
 from lorafit.ui.watch import UNDER_WAY
 
@@ -54,14 +58,13 @@ def build() -> CompareStep:
     timer = gr.Timer(_SECONDS_BETWEEN_LOOKS, active=False)
 
     outputs = [status, found, downloads, bundle, page, whole, written, evaluate, timer]
-    show = event(shown(_shown), run, outputs)
+    show = event(_shown, run, outputs, again=True)
     refresh = event(_refreshed, [run, several], [table, run, several])
-    begin = event(shown(_begun), run, timer)
+    begin = event(_begun, run, timer)
     run.input(**show)
     evaluate.click(**begin).success(**show)
-    timer.tick(**show, trigger_mode="once")
-    timer.tick(**refresh, trigger_mode="once")
-    compare.click(**event(shown(_compared), several, beside))
+    timer.tick(**event(_shown, run, outputs))
+    compare.click(**event(_compared, several, beside))
     return CompareStep(run, onward, refresh, begin, show)
 
 
@@ -91,31 +94,59 @@ def _begun(name: str | None) -> Any:
 
 
 def _shown(name: str | None) -> tuple[Any, ...]:
+    """Return what there is to show of a run: what it gained, or that it is not evaluated yet."""
+    if not name:
+        return _waiting("", may_evaluate=False)
     libraries.ready()
     from lorafit import report
 
-    if not name:
-        return ("", "", *(gr.skip(),) * 7)
-    run, watched = watch.open_named(name), watch.look(name)
-    working = watched.state in UNDER_WAY
-    whole = not working and report.is_whole(run)
-    if not whole:
-        hidden = (gr.Row(visible=False), gr.skip(), gr.skip(), gr.Accordion(visible=False), "")
-        return views.status(watched), "", *hidden, gr.Button(visible=not working), gr.Timer(active=working)
-    folder = Path(tempfile.mkdtemp(dir=INCOMING))
-    zipped = shutil.make_archive(str(folder / f"{name}-adapter"), "zip", run.path, "adapter")
-    page = shutil.copy(run.path / "report.html", folder / f"{name}-report.html")
+    try:
+        run, watched = watch.open_named(name), watch.look(name)
+        if watched.state in UNDER_WAY:
+            return _waiting(views.status(watched), may_evaluate=False, goes_on=True)
+        if not report.is_whole(run):
+            return _waiting(_why_not(run), may_evaluate=True)
+        return _evaluated(run)
+    except LorafitError as error:
+        return _waiting(views.refused(str(error)), may_evaluate=False)
+
+
+def _why_not(run: Run) -> str:
+    """Return why the last evaluation came to nothing; an empty text where there was none."""
+    job = jobs.find(run.path.name)
+    return views.refused(job.error) if job and job.arguments[0] == "evaluate" and job.error else ""
+
+
+def _waiting(status: str, *, may_evaluate: bool, goes_on: bool = False) -> tuple[Any, ...]:
+    hidden = (gr.Row(visible=False), gr.skip(), gr.skip(), gr.Accordion(visible=False), "")
+    return status, "", *hidden, gr.Button(visible=may_evaluate), gr.Timer(active=goes_on)
+
+
+def _evaluated(run: Run) -> tuple[Any, ...]:
+    files = _offered(run)
     return (
         "",
         views.evaluation(run),
         gr.Row(visible=True),
-        gr.DownloadButton(value=zipped),
-        gr.DownloadButton(value=page),
+        *(gr.DownloadButton(value=str(file)) for file in files),
         gr.Accordion(visible=True),
         views.report(run),
         gr.Button(visible=False),
         gr.Timer(active=False),
     )
+
+
+def _offered(run: Run) -> tuple[Path, Path]:
+    """Return the bundle as a zip, and the report, to download; made once for each state of the run."""
+    page = run.path / "report.html"
+    folder = uploads.offered(f"{run.path.name}-{page.stat().st_mtime_ns}")
+    zipped, copied = folder / f"{run.path.name}-adapter.zip", folder / f"{run.path.name}-report.html"
+    with storing(folder):
+        if not zipped.is_file():
+            made = shutil.make_archive(str(folder / f"making-{uuid4().hex}"), "zip", run.path, "adapter")
+            Path(made).replace(zipped)
+        shutil.copyfile(page, copied)
+    return zipped, copied
 
 
 def _compared(names: list[str]) -> str:

@@ -11,7 +11,7 @@ from lorafit.errors import DataError, LorafitError
 from lorafit.ui import choice as choices
 from lorafit.ui import libraries, uploads, views
 from lorafit.ui.choice import BUNDLED, Choice
-from lorafit.ui.events import event
+from lorafit.ui.events import Event, event
 
 _ROWS_SHOWN = 8
 _CHARACTERS_SHOWN = 300
@@ -23,7 +23,10 @@ class DataStep(NamedTuple):
 
     onward: gr.Button
     outputs: list[Any]
-    """What `restore` fills."""
+    """What `restored` fills."""
+    look: Event
+    tell: Event
+    """Have the doctor look at what is chosen, and tell what was found."""
 
 
 def build(choice: gr.State) -> DataStep:
@@ -55,23 +58,25 @@ def build(choice: gr.State) -> DataStep:
     onward = gr.Button("On to training", variant="primary", interactive=False)
 
     taken = [choice, upload, bundled, about, columns, text, labels, pair, rows, findings, onward]
-    looked = event(_examined, choice, [findings, onward])
-    upload.upload(**event(_take_file, upload, taken)).then(**looked)
-    bundled.input(**event(_take_bundled, bundled, taken)).then(**looked)
-    corrected = event(_correct, [choice, text, labels, pair], [choice, onward])
-    gr.on([text.input, labels.input, pair.input], **corrected, trigger_mode="always_last").then(**looked)
-    return DataStep(onward, taken)
+    examined = gr.State(None)  # what was looked at, what was found, and whether it may be trained on
+    look = event(_examined, choice, examined, again=True)
+    tell = event(_if_still_chosen, [examined, choice], [findings, onward], again=True)
+    upload.upload(**event(_take_file, upload, taken)).then(**look).then(**tell)
+    bundled.input(**event(_take_bundled, bundled, taken)).then(**look).then(**tell)
+    corrected = event(_correct, [choice, text, labels, pair], [choice, onward], again=True)
+    gr.on([text.input, labels.input, pair.input], **corrected).then(**look).then(**tell)
+    return DataStep(onward, taken, look, tell)
 
 
-def restore(source: str, chosen: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what the step shows of a choice that the visitor's browser kept; nothing new where that is gone."""
-    file = Path(source)
+def restored(browser: Any) -> tuple[Any, ...]:
+    """Return what the step shows of the choice that the visitor's browser kept; nothing new where that is gone."""
     try:
+        file = Path(str(browser["source"]))
         if uploads.is_kept(file):
-            kept = Choice(file, str(chosen["text"]), tuple(map(str, chosen["labels"])), str(chosen["pair"]))
-            return _shown(kept, tables.read(file))
-        if chosen.get("bundled") in BUNDLED:
-            return _take_bundled(chosen["bundled"])
+            labels = tuple(map(str, browser["labels"]))
+            return _shown(Choice(file, str(browser["text"]), labels, str(browser["pair"])), tables.read(file))
+        if browser["bundled"] in BUNDLED:
+            return _take_bundled(browser["bundled"])
     except (LorafitError, KeyError, TypeError):  # somebody changed the file, or the browser's note of it
         return (gr.skip(),) * 11
     return (gr.skip(),) * 11
@@ -140,19 +145,26 @@ def _first_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table.head(_ROWS_SHOWN).map(cut)
 
 
-def _correct(chosen: Choice, text: str | None, labels: list[str], pair: str | None) -> tuple[Choice, Any]:
+def _correct(chosen: Choice | None, text: str | None, labels: list[str], pair: str | None) -> tuple[Any, Any]:
+    if chosen is None:  # the page has been open for longer than the server remembers
+        raise DataError("The choice is forgotten. Drop the file once more.")
     corrected = Choice(chosen.source, text or "", tuple(labels), pair or "")
     return corrected, _onward(corrected.is_ready)
 
 
-def _examined(chosen: Choice | None) -> tuple[str, Any]:
+def _examined(chosen: Choice | None) -> tuple[Choice | None, str, bool]:
     if chosen is None or not chosen.is_ready:
-        return "", _onward(False)
+        return chosen, "", False
     libraries.ready()
     from lorafit import doctor
 
     try:
-        found = doctor.examine(chosen.recipe())
+        return chosen, views.findings(doctor.examine(chosen.recipe())), True
     except LorafitError as error:
-        return views.refused(str(error)), _onward(False)
-    return views.findings(found), _onward(True)
+        return chosen, views.refused(str(error)), False
+
+
+def _if_still_chosen(examined: tuple[Choice | None, str, bool], chosen: Choice | None) -> tuple[Any, Any]:
+    """Return what was found, unless something else was chosen meanwhile."""
+    looked_at, found, is_good = examined
+    return (found, _onward(is_good)) if looked_at == chosen else (gr.skip(), gr.skip())

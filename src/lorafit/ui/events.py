@@ -13,21 +13,29 @@ Event = dict[str, Any]
 """What Gradio is to do: "fn" with the values of "inputs", and what it returns into "outputs"."""
 
 
-def event(function: Callable[..., Any], inputs: Any, outputs: Any) -> Event:
-    """Return an event without an animation over what it changes: the steps say in words what they do.
+def event(function: Callable[..., Any], inputs: Any, outputs: Any, *, again: bool = False) -> Event:
+    """Return an event whose refusals are shown, without an animation over what it changes: words say what is done.
 
-    >>> button.click(**event(shown(answer), text, answer_shown))
+    Args:
+        function: what happens.
+        inputs: the components whose values it is given.
+        outputs: those that what it returns goes into.
+        again: asked once more while it works, it works once more; without it the second press of a button is lost.
+
+    >>> button.click(**event(answer, text, answer_shown))
     """
+    mode = "multiple" if again else "once"
     return {
-        "fn": function,
+        "fn": _shown(function),
         "inputs": inputs,
         "outputs": outputs,
         "show_progress": "hidden",
         "api_visibility": "private",
+        "trigger_mode": mode,
     }
 
 
-def shown(function: Callable[..., Any]) -> Callable[..., Any]:
+def _shown(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function of an event, whose refusals are shown; nothing else on the page changes then."""
 
     @functools.wraps(function)

@@ -12,20 +12,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import psutil
+from filelock import FileLock
 
-from lorafit.errors import LorafitError, RunError
+from lorafit.errors import LorafitError, RunError, StorageError
 from lorafit.files import storing, write_text
-from lorafit.runs import DEFAULT_ROOT, Run
+from lorafit.runs import DEFAULT_ROOT
 from lorafit.ui.worker import TURN
 
 FOLDER = DEFAULT_ROOT / ".page"
 _ERROR, _WARNING, _INTERRUPTED = "Error: ", "Warning: ", "Interrupted: "
-_MOST_SECONDS = 600  # for an estimate, whose encoder may have to be downloaded
+_LOCK = ".lock"  # while a job is begun
+_ESTIMATE = "-"  # whose turn it is; no run has this name
+_estimates: set[subprocess.Popen[str]] = set()
+
+_CLOCK_SECONDS = 2  # by which a process's start may move, where somebody sets the clock
 
 State = Literal["waiting", "working", "ended"]
 
@@ -41,6 +46,8 @@ class Job:
     pid: int = 0
     started: float = 0.0
     """The process's own time, which tells it from a later one of the same number."""
+    stopped: bool = False
+    """Whether somebody asked it to stop."""
 
     @property
     def state(self) -> State:
@@ -68,19 +75,22 @@ class Job:
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was stopped behind a checkpoint."""
-        return any(line.startswith(_INTERRUPTED) for line in self._log())
+        """Whether it was stopped, by the page or by a signal."""
+        return self.stopped or any(line.startswith(_INTERRUPTED) for line in self._log())
 
     def stop(self) -> None:
         """Ask it to stop: training does so at the end of a step, behind a checkpoint."""
         process = self._process()
         if process is not None:
+            _remember(replace(self, stopped=True))
             process.terminate()
 
     def _process(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            there = process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+            there = (
+                abs(process.create_time() - self.started) < _CLOCK_SECONDS and process.status() != psutil.STATUS_ZOMBIE
+            )
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return None
         return process if there else None
@@ -96,30 +106,29 @@ def begin(name: str, arguments: Sequence[str], *, fresh: bool = False) -> Job:
     Args:
         name: the run's.
         arguments: the command's, behind `lorafit`.
-        fresh: nobody may have begun one of this name.
+        fresh: there may be no run of this name yet.
 
     Raises:
-        RunError: its last command has not ended, or the name is taken.
+        RunError: its last command has not ended, or there is such a run.
         StorageError: a disk that is full or not writable.
     """
-    record = _file(name, "json")
-    with storing(record):
+    with storing(FOLDER):
         FOLDER.mkdir(parents=True, exist_ok=True)
+    with storing(_file(name, "json")), FileLock(FOLDER / _LOCK):
+        before = find(name)
+        if before is not None and before.state != "ended":
+            raise RunError(f"{DEFAULT_ROOT / name} is being worked on already.")
+        if fresh and (DEFAULT_ROOT / name).exists():
+            raise RunError(f"{DEFAULT_ROOT / name} is there already. Choose another name.")
+        process = _started(name, arguments)
+        job = Job(name, list(arguments), process.pid, psutil.Process(process.pid).create_time())
         try:
-            record.touch(exist_ok=not fresh)
-        except FileExistsError:
-            raise RunError(f"{DEFAULT_ROOT / name} is somebody else's. Choose another name.") from None
-    before = find(name)
-    if before is not None and before.state != "ended":
-        raise RunError(f"{DEFAULT_ROOT / name} is being worked on already.")
-    with storing(_file(name, "log")), _file(name, "log").open("wb") as log:
-        command = [sys.executable, "-m", "lorafit.ui.worker", str(FOLDER), name, *arguments]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_plain(), start_new_session=True
-        )
+            _remember(job)
+        except StorageError:  # nobody could find it
+            process.terminate()
+            raise
+    break_estimates_off()
     threading.Thread(target=process.wait, daemon=True).start()  # or it would stay as a zombie
-    job = Job(name, list(arguments), process.pid, _started(process.pid))
-    write_text(record, json.dumps(asdict(job), indent=2) + "\n")
     return job
 
 
@@ -146,41 +155,52 @@ def turn() -> str:
 
 
 def free_name(wanted: str) -> str:
-    """Return the name, or the first of NAME-2, NAME-3, ... under which there is no run yet.
+    """Return the name, or the first of NAME-2, NAME-3, ... under which there is no run yet, and nobody begins one.
 
     >>> free_name("reviews")
     'reviews-2'
     """
     number, name = 1, wanted
-    while (DEFAULT_ROOT / name).exists() or _file(name, "json").exists():
+    while not _is_free(name):
         number += 1
         name = f"{wanted}-{number}"
     return name
 
 
-def forget(name: str) -> None:
-    """Give a name free again whose command was refused before there was a run."""
-    if not (Run(DEFAULT_ROOT / name).path / "run.json").is_file():
-        for ending in ("json", "log"):
-            _file(name, ending).unlink(missing_ok=True)
-
-
 def estimate(arguments: Sequence[str]) -> list[str]:
-    """Return what `lorafit train ... --dry-run` says it would do.
+    """Return what `lorafit train ... --dry-run` says it would do, once it is its turn.
 
     Raises:
         LorafitError: what it refuses.
     """
-    command = [sys.executable, "-m", "lorafit", *arguments, "--dry-run"]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=_plain(), timeout=_MOST_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise LorafitError(f"The estimate took longer than {_MOST_SECONDS // 60} minutes.") from None
-    lines = done.stderr.splitlines()
-    if done.returncode:
+    with storing(FOLDER):
+        FOLDER.mkdir(parents=True, exist_ok=True)
+    command = _command(_ESTIMATE, [*arguments, "--dry-run"])
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_plain(), text=True
+    ) as process:
+        _estimates.add(process)
+        try:
+            _, said = process.communicate()
+        finally:
+            _estimates.discard(process)
+    lines = said.splitlines()
+    if process.returncode:
         refused = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-        raise LorafitError(refused[0] if refused else f"The estimate failed: {' '.join(lines[-1:])}")
+        raise LorafitError(refused[0] if refused else "The time was not measured to the end: something else began.")
     return lines
+
+
+def break_estimates_off() -> None:
+    """End all estimates: something begins that would make them wrong, or the page ends."""
+    for process in list(_estimates):
+        process.terminate()
+
+
+def _is_free(name: str) -> bool:
+    """Tell whether a training may have this name, such as one that was refused before there was a run."""
+    job = find(name)
+    return (job is None or job.state == "ended") and not (DEFAULT_ROOT / name).exists()
 
 
 def _all() -> Iterator[Job]:
@@ -191,11 +211,24 @@ def _file(name: str, ending: str) -> Path:
     return FOLDER / f"{name}.{ending}"
 
 
-def _started(pid: int) -> float:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return 0.0
+def _remember(job: Job) -> None:
+    write_text(_file(job.name, "json"), json.dumps(asdict(job), indent=2) + "\n")
+
+
+def _started(name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    with _file(name, "log").open("wb") as log:
+        return subprocess.Popen(
+            _command(name, arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_plain(),
+            start_new_session=True,  # Ctrl-C is the page's alone
+        )
+
+
+def _command(name: str, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "lorafit.ui.worker", str(FOLDER), name, *arguments]
 
 
 def _plain() -> dict[str, str]:

@@ -9,10 +9,10 @@ from lorafit import __version__
 from lorafit.ui import ask, compare, data, libraries, panel, train, watch
 from lorafit.ui.choice import BUNDLED, Choice, bundled
 from lorafit.ui.events import event
+from lorafit.ui.uploads import SECONDS_KEPT
 
 _HERE = Path(__file__).parent
 _AT_ONCE = 16  # events of a kind, of all visitors
-_SECONDS_KEPT = 24 * 3600  # what was uploaded or made for a download, in Gradio's own folder
 _BLUE = gr.themes.Color(
     c50="#eef6fc", c100="#d6eaf7", c200="#aed4ee", c300="#7ebbe3", c400="#3f9bd4", c500="#0072b2",
     c600="#00659e", c700="#00557f", c800="#004568", c900="#003752", c950="#00243a", name="blue",
@@ -29,7 +29,7 @@ HEAD = f"<style>{(_HERE / 'page.css').read_text(encoding='utf-8')}</style>"  # G
 def build() -> gr.Blocks:
     """Return the page, with nothing chosen."""
     page: gr.Blocks
-    with gr.Blocks(title="lorafit", analytics_enabled=False, delete_cache=(_SECONDS_KEPT, _SECONDS_KEPT)) as page:
+    with gr.Blocks(title="lorafit", analytics_enabled=False, delete_cache=(SECONDS_KEPT, SECONDS_KEPT)) as page:
         choice = gr.State(None)
         browser = gr.BrowserState({}, storage_key="lorafit", secret="not-a-secret")  # what a reload finds again
         gr.HTML(
@@ -47,12 +47,12 @@ def build() -> gr.Blocks:
             with gr.Tab("4 Try", id="try") as ask_tab:
                 ask_step = ask.build()
 
-        choice.change(**event(_noted, [choice, browser], browser)).then(**train_step.fill)
+        choice.change(**event(_noted, [choice, browser], browser, again=True)).then(**train_step.fill)
         data_step.onward.click(**event(lambda: gr.Tabs(selected="train"), None, tabs)).then(**train_step.measure).then(
             **train_step.estimate
-        )
+        ).then(**train_step.tell)
         train.lead_to(train_step, panel_of_runs)
-        panel_of_runs.run.change(**event(_noted_run, [panel_of_runs.run, browser], browser))
+        panel_of_runs.run.change(**event(_noted_run, [panel_of_runs.run, browser], browser, again=True))
         train_tab.select(**event(_runs, panel_of_runs.run, panel_of_runs.run)).then(**panel_of_runs.follow)
         compare_tab.select(**compare_step.refresh).then(**compare_step.show)
         ask_tab.select(**ask_step.refresh)
@@ -60,9 +60,9 @@ def build() -> gr.Blocks:
             **compare_step.begin
         ).success(**compare_step.show)
         _lead(compare_step.onward, "try", tabs, compare_step.run, ask_step.run)
-        page.load(**event(_restored, browser, [*data_step.outputs, panel_of_runs.run, tabs])).then(
-            **panel_of_runs.follow
-        ).then(libraries.ready)
+        page.load(**event(_restored_run, browser, [panel_of_runs.run, tabs])).then(**panel_of_runs.follow).then(
+            **event(data.restored, browser, data_step.outputs)
+        ).then(**data_step.look).then(**data_step.tell).then(**event(libraries.ready, None, None))
     page.queue(default_concurrency_limit=_AT_ONCE, api_open=False)
     return page
 
@@ -92,15 +92,15 @@ def _noted_run(name: str | None, browser: dict[str, Any]) -> dict[str, Any]:
 def _runs(name: str | None) -> Any:
     """Return the list of runs as it is now, with the same one chosen."""
     there = watch.names()
-    return gr.Dropdown(choices=there, value=name if name in there else None)
+    known = name if watch.is_known(name) else None
+    return gr.Dropdown(choices=list(dict.fromkeys([*there, *([known] if known else [])])), value=known)
 
 
-def _restored(browser: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what the visitor had chosen before a reload."""
-    kept = browser if isinstance(browser, dict) else {}
-    filled = data.restore(str(kept.get("source", "")), kept)
-    there, name = watch.names(), kept.get("run")
-    known = name if name in there else None
-    under_way = known is not None and watch.look(known).state in watch.UNDER_WAY
-    tab = gr.Tabs(selected="train") if under_way else gr.skip()
-    return (*filled, gr.Dropdown(choices=there, value=known), tab)
+def _restored_run(browser: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the run that the visitor looked at before a reload; its step is shown where it still goes on."""
+    name = browser.get("run") if isinstance(browser, dict) else None
+    there = watch.names()
+    if not isinstance(name, str) or not watch.is_known(name):
+        return gr.Dropdown(choices=there, value=None), gr.skip()
+    tab = gr.Tabs(selected="train") if watch.look(name).state in watch.UNDER_WAY else gr.skip()
+    return gr.Dropdown(choices=list(dict.fromkeys([*there, name])), value=name), tab

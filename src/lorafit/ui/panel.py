@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lorafit.ui import jobs, views, watch
-from lorafit.ui.events import Event, event, shown
+from lorafit.ui.events import Event, event
 from lorafit.ui.watch import UNDER_WAY, Watched
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -45,24 +45,36 @@ def build() -> Panel:
     seen = gr.State(None)
 
     outputs = [status, losses, scores, stop, resume, onward, timer, seen]
-    follow = event(_followed, run, outputs)
+    follow = event(_followed, run, outputs, again=True)
     run.input(**follow)
-    timer.tick(**event(_ticked, [run, seen], outputs), trigger_mode="once")
+    timer.tick(**event(_ticked, [run, seen], outputs))
     stop.click(**event(_stop, run, stop))
-    resume.click(**event(shown(_resume), run, resume)).success(**follow)
+    resume.click(**event(_resume, run, resume)).success(**follow)
     return Panel(run, onward, follow)
 
 
 def _followed(name: str | None) -> tuple[Any, ...]:
-    return _filled(watch.look(name)) if name in watch.names() else ("", *(gr.skip(),) * 7)
+    return _filled(watch.look(name)) if name and watch.is_known(name) else _nothing()
 
 
 def _ticked(name: str | None, seen: tuple[Any, ...] | None) -> tuple[Any, ...]:
     """Return what has changed since the last look: mostly nothing, and then nothing is sent."""
-    if name not in watch.names():
-        return (gr.skip(),) * 8
+    if not name or not watch.is_known(name):
+        return _nothing()
     watched = watch.look(name)
-    return (gr.skip(),) * 8 if _mark(watched) == seen else _filled(watched)
+    if _mark(watched) == seen:
+        return (gr.skip(),) * 8
+    filled = _filled(watched)
+    if seen is None or seen[:2] != (watched.name, watched.state):
+        return filled
+    status, losses, scores, *_, mark = filled  # in the same state buttons stay as they are, "Stopping ..." too
+    return (status, losses, scores, *(gr.skip(),) * 4, mark)
+
+
+def _nothing() -> tuple[Any, ...]:
+    """Return the panel where no run is chosen, or the one that was has gone."""
+    hidden = (gr.LinePlot(visible=False),) * 2 + (gr.Button(visible=False),) * 3
+    return ("", *hidden, gr.Timer(active=False), None)
 
 
 def _filled(watched: Watched) -> tuple[Any, ...]:
@@ -83,7 +95,7 @@ def _mark(watched: Watched) -> tuple[Any, ...]:
 
 
 def _stop(name: str | None) -> gr.Button:
-    job = jobs.find(name) if name in watch.names() else None
+    job = jobs.find(name) if name and watch.is_known(name) else None
     if job is not None:
         job.stop()
     return gr.Button("Stopping ...", interactive=False)

@@ -3,22 +3,25 @@
 import asyncio
 import hmac
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 # Read by Gradio when it is imported.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from starlette.middleware.base import RequestResponseEndpoint
+from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lorafit import console
 from lorafit.errors import LorafitError
-from lorafit.files import storing
 from lorafit.listening import is_loopback, listen, url_of
-from lorafit.ui import page
+from lorafit.ui import jobs, page, uploads
 from lorafit.ui.uploads import INCOMING
 
 _SHORTEST_PASSWORD = 8
@@ -61,40 +64,48 @@ def serve(
             f"{host} can be reached from other machines, and there is no password: anybody could train and read "
             "texts. Set --password-file FILE."
         )
-    with storing(INCOMING):
-        INCOMING.mkdir(parents=True, exist_ok=True)
+    uploads.make_room()
     os.environ["GRADIO_TEMP_DIR"] = str(INCOMING.resolve())
     with listen(host, port) as listener:
-        app = build(password, max_upload_mb, only_loopback=is_loopback(host))
+        app = build(password, max_upload_mb, names=None if password else ("127.0.0.1", "localhost", "[::1]", host))
+        # An open page keeps a connection, whose end uvicorn would log as an error; Gradio prints those of the page.
         config = uvicorn.Config(
-            app, log_level="warning", server_header=False, timeout_graceful_shutdown=_SECONDS_TO_CLOSE
+            app, log_level="critical", server_header=False, timeout_graceful_shutdown=_SECONDS_TO_CLOSE
         )
         console.say(f"The page is at {url_of(listener)}; Ctrl-C ends it, and trainings go on.")
         console.silence()  # what several visitors ask for has no place on one terminal; warnings have
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            jobs.break_estimates_off()
 
 
-def build(password: str | None, max_upload_mb: int, *, only_loopback: bool) -> FastAPI:
-    """Return the application: the page, and what every answer of it says to browsers."""
+def build(password: str | None, max_upload_mb: int, names: Sequence[str] | None) -> FastAPI:
+    """Return the application: the page, and what stands before it.
+
+    Args:
+        password: what is asked for, if anything is.
+        max_upload_mb: the largest file that is taken in.
+        names: the host names that lead here, and no other, such as one that somebody lets point to this machine.
+    """
     app = FastAPI(openapi_url=None)
-    if only_loopback:  # no other name leads here, not even one that somebody lets point to this machine
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
-
-    @app.middleware("http")
-    async def with_headers(request: Request, call_next: RequestResponseEndpoint) -> Response:
-        response = await call_next(request)
-        response.headers.update(_HEADERS)
-        return response
+    app.add_middleware(_Gate)
+    if names is not None:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(names))
+    one_at_a_time = asyncio.Lock()
 
     async def is_known(_: str, given: str) -> bool:
-        if hmac.compare_digest(given.encode(), (password or "").encode()):
-            return True
-        await asyncio.sleep(_SECONDS_AFTER_A_WRONG_ONE)
-        return False
+        async with one_at_a_time:  # or thousands could be tried at once
+            if hmac.compare_digest(given.encode(), (password or "").encode()):
+                return True
+            await asyncio.sleep(_SECONDS_AFTER_A_WRONG_ONE)
+            return False
 
+    made = page.build()
+    made.has_launched = True  # before that Gradio hands out any file that an event names; mounting does not set it
     gr.mount_gradio_app(
         app,
-        page.build(),
+        made,
         path="",
         auth=is_known if password else None,
         auth_message="Any name will do; the password is the one that lorafit ui was started with.",
@@ -108,6 +119,27 @@ def build(password: str | None, max_upload_mb: int, *, only_loopback: bool) -> F
         head=page.HEAD,
     )
     return app
+
+
+class _Gate:
+    """An ASGI application before the application: other sites' pages ask nothing, and each answer has our headers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a refusal, or hand the request on."""
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else Headers()
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            return await PlainTextResponse("This page answers itself only.", 403)(scope, receive, send)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        return await self._app(scope, receive, with_headers)
 
 
 def _read_password(file: Path) -> str:

@@ -1,15 +1,18 @@
 """The second step: settings, the command that they equal, an estimate of the time, a training begun."""
 
+import json
+import tomllib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from lorafit.errors import LorafitError, RecipeError
+from lorafit.files import storing
 from lorafit.runs import DEFAULT_ROOT
 from lorafit.ui import jobs, settings, views, watch
 from lorafit.ui.choice import Choice, as_command
-from lorafit.ui.events import Event, event, shown
+from lorafit.ui.events import Event, event
 from lorafit.ui.panel import Panel
 
 _NO_DATA = "Choose data in the first step."
@@ -28,6 +31,8 @@ class TrainStep(NamedTuple):
     """Says that the time is being measured."""
     estimate: Event
     """Measures it."""
+    tell: Event
+    """Tells it, unless another setting was changed meanwhile."""
     train: Callable[[gr.Dropdown], Event]
     """Begins the training, and chooses its run in a dropdown."""
 
@@ -37,7 +42,7 @@ def build(choice: gr.State) -> TrainStep:
     no_data = gr.HTML(views.note(_NO_DATA))
     with gr.Column(visible=False) as form:
         with gr.Row(elem_classes="fields"):
-            name = gr.Textbox(label="Name of the run", info="Its folder below runs/.", max_lines=1)
+            name = gr.Textbox(label="Name of the run", info="Its folder below runs/.", max_lines=1, max_length=100)
             fields = settings.main_fields()
         with gr.Accordion("All other settings", open=False):
             fields |= settings.other_fields()
@@ -59,21 +64,22 @@ def build(choice: gr.State) -> TrainStep:
             given = {key: (value or "").strip() for key, value in zip(keys, values, strict=True)}
             return function(chosen, name.strip(), given)
 
-        return shown(asked)
+        return asked
 
-    fill = event(
-        lambda chosen: _filled(chosen, keys), choice, [no_data, form, name, *fields.values(), command, estimated]
-    )
+    filled = [no_data, form, name, *fields.values(), command, estimated]
+    fill = event(lambda chosen: _filled(chosen, keys), choice, filled, again=True)
+    measured = gr.State(None)  # of which command, and what was said
     measure = event(lambda: views.note("Measuring ..."), None, estimated)
-    estimating = event(of_values(_estimated), inputs, estimated)
+    estimating = event(of_values(_estimated), inputs, measured, again=True)
     changes = [field.change for field in (name, *fields.values())]
-    gr.on(changes, **event(of_values(_command), inputs, command), trigger_mode="always_last")
-    estimate.click(**measure).then(**estimating)
+    gr.on(changes, **event(of_values(_recommanded), inputs, [command, estimated]) | {"trigger_mode": "always_last"})
+    tell = event(_if_still_asked, [measured, command], estimated, again=True)
+    estimate.click(**measure).then(**estimating).then(**tell)
 
     def training(run: gr.Dropdown) -> Event:
         return event(of_values(_begun), inputs, [run, name, estimated])
 
-    return TrainStep(begin, fill, measure, estimating, training)
+    return TrainStep(begin, fill, measure, estimating, tell, training)
 
 
 def lead_to(step: TrainStep, panel: Panel) -> None:
@@ -92,7 +98,16 @@ def _filled(chosen: Choice | None, keys: list[str]) -> tuple[Any, ...]:
 
 def _changes(chosen: Choice, name: str, values: Values) -> list[str]:
     recipe = chosen.recipe()
-    return [*([f"name={name}"] if name != recipe.name else []), *settings.changed(recipe, values)]
+    return [*([f"name={_as_setting(name)}"] if name != recipe.name else []), *settings.changed(recipe, values)]
+
+
+def _as_setting(name: str) -> str:
+    """Return a name as it may stand behind ``-s name=``: one that TOML takes for something else is quoted."""
+    try:
+        tomllib.loads(f"name = {name}")
+    except tomllib.TOMLDecodeError:
+        return name
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _command(chosen: Choice, name: str, values: Values) -> str:
@@ -106,14 +121,28 @@ def _arguments(chosen: Choice, name: str, values: Values) -> list[str]:
     return chosen.arguments(changes)
 
 
-def _estimated(chosen: Choice, name: str, values: Values) -> str:
+def _recommanded(chosen: Choice, name: str, values: Values) -> tuple[str, str]:
+    """Return the command anew, and no estimate: it was of another one."""
+    return _command(chosen, name, values), ""
+
+
+def _estimated(chosen: Choice, name: str, values: Values) -> tuple[str, str]:
+    command = _command(chosen, name, values)
     try:
-        arguments = _arguments(chosen, name, values)
-        others = jobs.under_way()
-        if not others:
-            return views.sentences(jobs.estimate(arguments))
+        return command, _measured(_arguments(chosen, name, values))
     except LorafitError as error:
-        return views.refused(str(error))
+        return command, views.refused(str(error))
+
+
+def _if_still_asked(measured: tuple[str, str], command: str) -> Any:
+    of_command, said = measured
+    return said if of_command == command else gr.skip()
+
+
+def _measured(arguments: list[str]) -> str:
+    others = jobs.under_way()
+    if not others:
+        return views.sentences(jobs.estimate(arguments))
     return views.note(
         f"{DEFAULT_ROOT / others[0].name} is being worked on, so no time can be measured; this training comes after it."
     )
@@ -122,6 +151,7 @@ def _estimated(chosen: Choice, name: str, values: Values) -> str:
 def _begun(chosen: Choice, name: str, values: Values) -> tuple[Any, ...]:
     """Begin a training, under another name where that has been taken meanwhile."""
     _arguments(chosen, name, values)
-    free = jobs.free_name(name)
+    with storing(DEFAULT_ROOT / name):  # which may be too long
+        free = jobs.free_name(name)
     job = jobs.begin(free, _arguments(chosen, free, values), fresh=True)
     return gr.Dropdown(choices=watch.names(), value=job.name), jobs.free_name(chosen.recipe().name), ""

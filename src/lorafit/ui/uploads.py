@@ -1,17 +1,18 @@
 """Uploaded files, kept in the project's folder under names of their own."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from lorafit import tables
-from lorafit.errors import DataError
 from lorafit.files import sha256_of, storing
 
 FOLDER = Path("uploads")
-INCOMING = FOLDER / ".incoming"  # where Gradio writes them first
+INCOMING = FOLDER / ".incoming"  # where Gradio writes them first, and what is offered for download
+SECONDS_KEPT = 24 * 3600  # there
 
 
 def keep(arrived: Path) -> tuple[Path, pd.DataFrame]:
@@ -24,10 +25,35 @@ def keep(arrived: Path) -> tuple[Path, pd.DataFrame]:
     kept, is_new = _place(arrived)
     try:
         return kept, tables.read(kept)
-    except DataError:
+    except BaseException:
         if is_new:
             kept.unlink(missing_ok=True)
         raise
+
+
+def make_room() -> None:
+    """Make the folder that files arrive in, and remove what an earlier page left there.
+
+    Raises:
+        StorageError: a disk that is not writable.
+    """
+    with storing(INCOMING):
+        INCOMING.mkdir(parents=True, exist_ok=True)
+        for left in INCOMING.iterdir():
+            if time.time() - left.stat().st_mtime > SECONDS_KEPT:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def offered(name: str) -> Path:
+    """Return a folder for files to download, which is there for a day.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    folder = INCOMING / name
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def is_kept(file: Path) -> bool:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lorafit import overview
+from lorafit.errors import LorafitError
 from lorafit.runs import Run
 from lorafit.ui.watch import Watched
 
@@ -65,7 +66,10 @@ def runs_table(found: Sequence[Run]) -> str:
     """Return the table of the runs."""
     if not found:
         return note("There are no runs yet. Train one first.")
-    return _table(overview.of_runs(found), "The runs in this project, newest first")
+    try:
+        return _table(overview.of_runs(found), "The runs in this project, newest first")
+    except LorafitError as error:  # one of them is of another version, or damaged
+        return refused(str(error))
 
 
 def evaluation(run: Run) -> str:

@@ -1,9 +1,10 @@
 """A run as it goes on: what it does, how far it is, its curves, read from its folder and from the page's job on it."""
 
+import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -44,7 +45,7 @@ class Watched:
     @property
     def can_resume(self) -> bool:
         """Whether a training is left to go on with."""
-        return self.state in ("stopped", "failed") and _run_of(self.name) is not None
+        return self.state in ("stopped", "failed") and self.steps > 0
 
 
 def names() -> list[str]:
@@ -54,7 +55,7 @@ def names() -> list[str]:
 
 
 def open_named(name: str | None) -> Run:
-    """Return the run of a name that a browser gave.
+    """Return the run of a name, which a browser may have made up.
 
     Raises:
         RunError: none was chosen, or there is none of that name.
@@ -64,20 +65,41 @@ def open_named(name: str | None) -> Run:
     return Run(DEFAULT_ROOT / name)
 
 
+def is_known(name: str | None) -> bool:
+    """Tell whether there is a run of a name, which a browser may have made up, or was to be one."""
+    return (
+        bool(name)
+        and re.fullmatch(r"\w[\w.-]*", str(name)) is not None
+        and (_run_of(str(name)) is not None or jobs.find(str(name)) is not None)
+    )
+
+
 def look(name: str) -> Watched:
     """Return what there is to show of a run just now; where its files can't be read, why."""
     job, run = jobs.find(name), _run_of(name)
     try:
         state, sentence = _state(job, run)
-        history = run.history if run else []
+        history = _history(run) if run else []
         steps = _steps(run) if run else 0
+        warnings = job.warnings if job else []
     except LorafitError as error:
         return Watched(name, "failed", str(error))
     step = max((line["step"] for line in history), default=0)
     if state == "training" and run is not None:
         sentence = _how_far(history, step, steps, run.recipe.training.epochs) or sentence
-    warnings = job.warnings if job else []
     return Watched(name, state, sentence, warnings, step, steps, _losses(history), _scores(history))
+
+
+def _history(run: Run) -> Sequence[dict[str, Any]]:
+    file = run.path / "history.jsonl"
+    found = file.stat() if file.is_file() else None
+    return _read_history(run, found.st_size, found.st_mtime_ns) if found else ()
+
+
+@functools.lru_cache(maxsize=16)
+def _read_history(run: Run, _size: int, _changed: int) -> Sequence[dict[str, Any]]:
+    """Return the lines; many visitors look each second, and most find nothing new."""
+    return tuple(run.history)
 
 
 def _run_of(name: str) -> Run | None:
@@ -88,9 +110,11 @@ def _run_of(name: str) -> Run | None:
 def _state(job: Job | None, run: Run | None) -> tuple[State, str]:
     if job is not None and job.state != "ended":
         return _alive(job)
+    if run is None and job is not None and job.interrupted:
+        return "stopped", "Stopped before the first step."
     if run is None:
         return "failed", _why_it_ended(job)
-    if run.finished and not (job and job.error):
+    if run.finished:
         accuracy = run.record["best_validation_accuracy"]
         return "finished", (
             f"Trained in {duration(run.record['seconds'])}: validation accuracy {accuracy:.4f} in the best epoch, "
@@ -118,8 +142,6 @@ def _why_it_ended(job: Job | None) -> str:
         return "There is no such run."
     if job.error:
         return job.error
-    if job.interrupted:
-        return "Stopped before the first step."
     last = (job.said or ["nothing"])[-1]
     return f"The process ended without a word, as one does that is killed or runs out of memory. Last it said: {last}"
 
@@ -159,8 +181,3 @@ def _scores(history: Sequence[dict[str, Any]]) -> pd.DataFrame:
         for key, name in (("accuracy", "accuracy"), ("f1", "macro F1"))
     ]
     return pd.DataFrame(rows, columns=["epoch", "score", "of"])
-
-
-def folder_of(name: str) -> Path:
-    """Return a run's folder."""
-    return DEFAULT_ROOT / name
