@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test processes, one a core; a test that is left over goes to whoever is done first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-full format clean
+.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-page bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -45,6 +45,10 @@ bench-serve: .venv/.dev  ## measure the service beside bulk prediction and a pla
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/table.py
 
+bench-page: .venv/.dev  ## measure how long a visitor of the page waits; about five minutes
+	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/table.py
+
 bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/handover.py
@@ -54,6 +58,7 @@ bench-full: .venv/.dev  ## measure everything published into results/, beside ev
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/bulk.py
 	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 

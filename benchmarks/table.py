@@ -272,6 +272,27 @@ def serve() -> list[str]:
     ]
 
 
+def page() -> list[str]:
+    """Return how long a visitor of the page waits, beside what was asked of it."""
+    measured = _results("page")
+
+    def row(name: str, key: str, asked: str) -> str:
+        found = measured[key]
+        return f"| {name} | {asked} | **{found['median']:.2f} s** | {found['largest']:.2f} s |"
+
+    return [
+        "| | asked | median | longest |",
+        "|---|---|---|---|",
+        row("`lorafit ui` until it answers", "start_seconds", "8 s"),
+        row("a browser's first paint after that", "first_paint_seconds", "2 s"),
+        row("a prediction, adapted and base, up to 512 tokens", "prediction_seconds", "0.3 s"),
+        row("the same beside a training", "prediction_beside_a_training_seconds", "0.3 s"),
+        "",
+        f"{measured['rounds']} starts; {measured['prediction_seconds']['n']} IMDB reviews each, from the press to the "
+        f"answer in headless Chromium on the same cores. {_measured_at(measured)}",
+    ]
+
+
 BLOCKS = {
     "demo": demo,
     "speed": speed,
@@ -281,8 +302,9 @@ BLOCKS = {
     "exports": exports,
     "bulk": bulk,
     "serve": serve,
+    "page": page,
 }
-PAGES = ("README.md", "docs/quality.md", "docs/bulk.md")
+PAGES = ("README.md", "docs/quality.md", "docs/bulk.md", "docs/page.md")
 
 
 def _quality_rows(part: str) -> list[dict[str, Any]]:

@@ -332,24 +332,21 @@ def ask(url: str, headers: dict[str, str] | None = None, data: bytes | None = No
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, Path]]]:
     """Start a page's server in a folder of its own; returns where it is, and the folder."""
-    begun: list[subprocess.Popen[str]] = []
+    begun: list[subprocess.Popen[bytes]] = []
 
     def started(*options: str) -> tuple[str, Path]:
-        folder = tmp_path_factory.mktemp("project")
+        folder, log = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("log") / "said"
         command = [sys.executable, "-m", "lorafit", "ui", "--port", "0", *options]
-        process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-        begun.append(process)
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        assert "The page is at http://127.0.0.1:" in said, said + process.stderr.read()
-        return said.split(";")[0].removeprefix("The page is at "), folder
+        with log.open("wb") as said:  # a pipe that nobody reads would stop it when it is full
+            begun.append(subprocess.Popen(command, cwd=folder, stderr=said))
+        wait(lambda: "Ctrl-C" in log.read_text() or begun[-1].poll() is not None)
+        assert log.read_text().startswith("The page is at http://127.0.0.1:"), log.read_text()
+        return log.read_text().split(";")[0].removeprefix("The page is at "), folder
 
     yield started
     for process in begun:
         process.terminate()
         assert process.wait(60) is not None
-        if process.stderr is not None:
-            process.stderr.close()
 
 
 def test_only_this_machine_is_answered_and_nothing_comes_from_elsewhere(serve: Callable[..., Any]) -> None:

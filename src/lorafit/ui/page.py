@@ -90,10 +90,9 @@ def _noted_run(name: str | None, browser: dict[str, Any]) -> dict[str, Any]:
 
 
 def _runs(name: str | None) -> Any:
-    """Return the list of runs as it is now, with the same one chosen."""
-    there = watch.names()
-    known = name if watch.is_known(name) else None
-    return gr.Dropdown(choices=list(dict.fromkeys([*there, *([known] if known else [])])), value=known)
+    """Return the list of runs as it is now; what is chosen stays, and may be chosen this very moment."""
+    known = [name] if name and watch.is_known(name) else []
+    return gr.Dropdown(choices=list(dict.fromkeys([*watch.names(), *known])))
 
 
 def _restored_run(browser: dict[str, Any]) -> tuple[Any, ...]:
@@ -101,6 +100,6 @@ def _restored_run(browser: dict[str, Any]) -> tuple[Any, ...]:
     name = browser.get("run") if isinstance(browser, dict) else None
     there = watch.names()
     if not isinstance(name, str) or not watch.is_known(name):
-        return gr.Dropdown(choices=there, value=None), gr.skip()
+        return gr.Dropdown(choices=there), gr.skip()  # what is chosen at this very moment stays
     tab = gr.Tabs(selected="train") if watch.look(name).state in watch.UNDER_WAY else gr.skip()
     return gr.Dropdown(choices=list(dict.fromkeys([*there, name])), value=name), tab

@@ -54,7 +54,9 @@ def build() -> Panel:
 
 
 def _followed(name: str | None) -> tuple[Any, ...]:
-    return _filled(watch.look(name)) if name and watch.is_known(name) else _nothing()
+    if not name:
+        return (gr.skip(),) * 8
+    return _filled(watch.look(name)) if watch.is_known(name) else _nothing()
 
 
 def _ticked(name: str | None, seen: tuple[Any, ...] | None) -> tuple[Any, ...]:
