@@ -121,7 +121,7 @@ def predictions(folder: Path, browser: Browser, texts: list[str]) -> tuple[list[
             some = texts[number * ASKED : (number + 1) * ASKED]
             idle += asked(page, some)
             training = begin_training(folder)
-            beside += asked(page, some[::-1])
+            beside += asked(page, some)
             training.terminate()
             training.wait()
     finally:
