@@ -175,6 +175,8 @@ def test_from_an_uploaded_file_to_an_adapter_a_comparison_and_a_prediction(
     assert run.scores is not None
     assert said == report.verdict(run.scores)
     assert visitor.page.locator(".pictures figure").count() == 4
+    accuracy = run.scores["test"]["adapted"]["accuracy"]
+    assert f"{accuracy:.4f} (" in visitor.page.locator("table:has-text('The runs in this project')").inner_text()
 
     with visitor.page.expect_download() as download:
         visitor.page.get_by_text("Download the bundle (zip)").click()

@@ -167,6 +167,24 @@ def parts(text: Text) -> tuple[str, ...]:
     return (text,) if isinstance(text, str) else text
 
 
+def pairs_of_lines(lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the two texts of each line, which has a tab between them.
+
+    Raises:
+        DataError: names the first line with no tab, or several.
+
+    >>> pairs_of_lines(["A man sleeps.\\tSomeone is awake."])
+    [('A man sleeps.', 'Someone is awake.')]
+    """
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            raise DataError(f"This adapter reads pairs: line {number} needs one tab, between its two texts.")
+        pairs.append((first, second))
+    return pairs
+
+
 def _open_bundled(name: str) -> Source:
     reviews = bundled.reviews(name.removeprefix("bundled:"))
     table = tables.read(reviews.file)

@@ -51,6 +51,7 @@ def predict(
     With --input about a file of any size: CSV, TSV, JSONL (also .gz, .bz2, .xz, .zst) or Parquet. Rows without a usable
     text go to OUTPUT.rejected.jsonl. The same command again goes on where one was interrupted.
     """
+    from lorafit.data import pairs_of_lines
     from lorafit.exported import FORMS
     from lorafit.predict import Classifier
 
@@ -83,7 +84,7 @@ def predict(
     asked = texts or _lines_of_standard_input()
     classifier = load()
     if classifier.text_pair:
-        answers = classifier.predict(_two_by_two(texts) if texts else _split_at_tabs(asked), base=base)
+        answers = classifier.predict(_two_by_two(texts) if texts else pairs_of_lines(asked), base=base)
     else:
         answers = classifier.predict(asked, base=base)
     if as_json:
@@ -212,13 +213,3 @@ def _two_by_two(texts: list[str]) -> list[tuple[str, str]]:
     if len(texts) % 2:
         raise DataError(f"This adapter reads pairs: name texts two by two, not {len(texts)}.")
     return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _split_at_tabs(lines: list[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(lines, start=1):
-        first, tab, second = line.partition("\t")
-        if not tab or "\t" in second:
-            raise DataError(f"This adapter reads pairs: line {number} needs one tab, between its two texts.")
-        pairs.append((first, second))
-    return pairs

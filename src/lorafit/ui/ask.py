@@ -183,15 +183,9 @@ def _predictions(texts: "list[Text]", classifier: "Classifier") -> list[dict[str
 
 
 def _texts(lines: list[str], pairs: bool) -> "list[Text]":
-    if not pairs:
-        return list(lines)
-    found: list[Text] = []
-    for number, line in enumerate(lines, start=1):
-        first, tab, second = line.partition("\t")
-        if not tab or "\t" in second:
-            raise DataError(f"This adapter reads pairs: line {number} needs one tab, between its two texts.")
-        found.append((first, second))
-    return found
+    from lorafit.data import pairs_of_lines
+
+    return [*pairs_of_lines(lines)] if pairs else [*lines]
 
 
 def _row(answer: dict[str, Any]) -> dict[str, Any]:

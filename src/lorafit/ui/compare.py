@@ -57,7 +57,7 @@ def build() -> CompareStep:
         beside = gr.HTML()
     timer = gr.Timer(_SECONDS_BETWEEN_LOOKS, active=False)
 
-    outputs = [status, found, downloads, bundle, page, whole, written, evaluate, timer]
+    outputs = [table, status, found, downloads, bundle, page, whole, written, evaluate, timer]
     show = event(_shown, run, outputs, again=True)
     refresh = event(_refreshed, [run, several], [table, run, several])
     begin = event(_begun, run, timer)
@@ -119,12 +119,13 @@ def _why_not(run: Run) -> str:
 
 def _waiting(status: str, *, may_evaluate: bool, goes_on: bool = False) -> tuple[Any, ...]:
     hidden = (gr.Row(visible=False), gr.skip(), gr.skip(), gr.Accordion(visible=False), "")
-    return status, "", *hidden, gr.Button(visible=may_evaluate), gr.Timer(active=goes_on)
+    return gr.skip(), status, "", *hidden, gr.Button(visible=may_evaluate), gr.Timer(active=goes_on)
 
 
 def _evaluated(run: Run) -> tuple[Any, ...]:
     files = _offered(run)
     return (
+        views.runs_table(runs.list_runs()),
         "",
         views.evaluation(run),
         gr.Row(visible=True),
