@@ -64,7 +64,7 @@ def build(choice: gr.State) -> DataStep:
     upload.upload(**event(_take_file, upload, taken)).then(**look).then(**tell)
     bundled.input(**event(_take_bundled, bundled, taken)).then(**look).then(**tell)
     corrected = event(_correct, [choice, text, labels, pair], [choice, onward], again=True)
-    gr.on([text.input, labels.input, pair.input], **corrected).then(**look).then(**tell)
+    gr.on([text.input, labels.input, pair.input], **corrected, concurrency_limit=1).then(**look).then(**tell)
     return DataStep(onward, taken, look, tell)
 
 
