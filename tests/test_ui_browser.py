@@ -258,7 +258,6 @@ def test_columns_that_were_not_found_can_be_chosen(visit: Callable[..., Visitor]
     visitor.upload(tmp_path / "none.csv")
     visitor.read("No columns were found that look like texts and labels: choose them.")
     visitor.choose("Column with the texts", "a")
-    visitor.page.wait_for_timeout(1500)  # as a person's hand needs from one list to the next
     visitor.choose("Column with the labels", "b")
     visitor.read("Set data.text.")  # they are numbers
     visitor.upload(tmp_path / "odd.csv")
