@@ -139,7 +139,7 @@ def test_init_writes_a_recipe_to_edit(cli: Cli, tmp_path: Path) -> None:
     assert "lorafit train IMDB-Dataset.toml" in said.out
     written = Path("IMDB-Dataset.toml").read_text()
     assert recipe.load("IMDB-Dataset.toml").data.text == "review"
-    assert "# The inner width r of the two factors." in written
+    assert "# The inner width r of the two factors: " in written
     assert "is there already" in refused(cli("init", imdb_shaped(tmp_path)))
     assert cli("init", imdb_shaped(tmp_path), "--overwrite").code == 0
 

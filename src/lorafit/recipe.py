@@ -54,7 +54,7 @@ class Data(_Table):
     labels: list[Name] = []
     """Label names in the order of their ids; empty: the source's own names, or those found, sorted."""
     train_size: Size = 0.7
-    """A number of texts (an integer), or a share of what there is (a float)."""
+    """The texts to learn from: how many (an integer), or a share of what there is (a float)."""
     validation_size: Size = 0.15
     """The texts on which the best epoch is chosen; of a `validation_source` how many, all where this is not set."""
     validation_source: str = ""
@@ -153,7 +153,7 @@ class Adapter(_Table):
     """The LoRA adapter (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: PositiveInt = 8
-    """The inner width r of the two factors."""
+    """The inner width r of the two factors: a larger one learns more, and makes a larger file."""
     alpha: Annotated[float, Field(gt=0)] = 16
     """The update is scaled by alpha / rank; with variant "rslora" by alpha / sqrt(rank)."""
     dropout: Rate = 0.0
@@ -195,9 +195,9 @@ class Training(_Table):
     """How the adapter is trained."""
 
     epochs: PositiveInt = 4
-    """Passes over the training texts."""
+    """Passes over the training texts; the best on validation is kept."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """The peak rate. LoRA needs about ten times that of full fine-tuning."""
+    """How far a step goes, at most. LoRA needs about ten times the rate of full fine-tuning."""
     batch_size: PositiveInt = 16
     """Texts a step."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -3,12 +3,14 @@
 from typing import Any, NamedTuple
 
 import gradio as gr
+import pandas as pd
 
 from lorafit.ui import jobs, views, watch
 from lorafit.ui.events import Event, event
 from lorafit.ui.watch import UNDER_WAY, Watched
 
 _SECONDS_BETWEEN_LOOKS = 1.0
+_LAST_OF_ONE_DIGIT = 9
 
 
 class Panel(NamedTuple):
@@ -31,6 +33,7 @@ def build() -> Panel:
             x="epoch",
             y="score",
             color="of",
+            color_title="",
             title="Validation, by epoch; 0 is the base",
             y_lim=[0, 1],
             visible=False,
@@ -83,13 +86,20 @@ def _filled(watched: Watched) -> tuple[Any, ...]:
     return (
         views.status(watched),
         gr.LinePlot(value=watched.losses, visible=len(watched.losses) > 1),
-        gr.LinePlot(value=watched.scores, visible=len(watched.scores) > 2),
+        gr.LinePlot(value=_by_whole_epochs(watched.scores), visible=len(watched.scores) > 2),
         gr.Button("Stop", visible=watched.can_stop, interactive=True),
         gr.Button(visible=watched.can_resume),
         gr.Button(visible=watched.state == "finished"),
         gr.Timer(active=watched.state in UNDER_WAY),
         _mark(watched),
     )
+
+
+def _by_whole_epochs(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores with epochs as words while they have one digit: between numbers the axis would have halves."""
+    if scores["epoch"].max() > _LAST_OF_ONE_DIGIT:
+        return scores
+    return scores.astype({"epoch": str})
 
 
 def _mark(watched: Watched) -> tuple[Any, ...]:
