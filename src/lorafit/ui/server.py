@@ -27,6 +27,7 @@ from lorafit.ui.uploads import INCOMING
 _SHORTEST_PASSWORD = 8
 _SECONDS_AFTER_A_WRONG_ONE = 1.0
 _SECONDS_TO_CLOSE = 2
+_UNREADABLE, _WRONG = 422, 400
 # Nothing comes from elsewhere, whatever Gradio or a text on the page would like to fetch.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -108,7 +109,7 @@ def build(password: str | None, max_upload_mb: int, names: Sequence[str] | None)
         made,
         path="",
         auth=is_known if password else None,
-        auth_message="Any name will do; the password is the one that lorafit ui was started with.",
+        auth_message="Write any name, and the password that lorafit ui was started with.",
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -136,6 +137,8 @@ class _Gate:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if scope["path"] == "/login" and message["status"] == _UNREADABLE:
+                    message["status"] = _WRONG  # without a name; of any other answer the form says nothing
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
 

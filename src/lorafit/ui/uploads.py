@@ -73,6 +73,9 @@ def _place(arrived: Path) -> tuple[Path, bool]:
                     shutil.copyfileobj(file, kept)
             except FileExistsError:
                 continue
+            except BaseException:
+                place.unlink(missing_ok=True)
+                raise
         return place, True
     raise AssertionError("names do not end")
 
