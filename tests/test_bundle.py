@@ -614,9 +614,7 @@ def test_with_rank_1_on_a_bert_base_shape_a_bundle_without_its_tokenizer_takes_a
     shape = BertConfig(vocab_size=json.loads((tiny / "config.json").read_text())["vocab_size"])
     folder = Path(shutil.copytree(tiny, tmp_path / "base"))
     BertModel(shape).save_pretrained(folder)
-    sizes = {"train_size": 8, "validation_size": 32, "test_size": 2, "max_tokens": 512}
-    data = {"source": "bundled:imdb", **sizes}
-    change_json(folder / "tokenizer_config.json", model_max_length=512)
+    data = {"source": "bundled:imdb", "train_size": 8, "validation_size": 32, "test_size": 2, "max_tokens": 64}
     run = pipeline.train(
         tiny_recipe(data=data, encoder={"name": str(folder)}, adapter={"rank": 1}, training={"epochs": 1}),
         tmp_path / "run",

@@ -147,7 +147,7 @@ def test_the_readmes_commands_and_its_python_run_as_written(tmp_path: Path, hub:
     shutil.copytree(encoder.folder, hub.folder("models", encoder.hub_id))
     hub.commits[encoder.hub_id] = encoder.revision
 
-    pool = data.open_source("bundled:imdb").table.sample(300, random_state=0)
+    pool = data.open_source("bundled:imdb").table.sample(150, random_state=0)
     pool = pool.assign(sentiment=pool["label"].map({"neg": "negative", "pos": "positive"})).rename(
         columns={"text": "review"}
     )

@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_very_same_weights(
 def test_an_interrupted_process_ends_within_five_seconds_and_repeats_no_step(
     number: int, code: int, tiny_recipe: Build, tmp_path: Path
 ) -> None:
-    made = tiny_recipe(adapter={"dropout": 0.1}, training={"epochs": 40, "threads": 1})
+    made = tiny_recipe(adapter={"dropout": 0.1}, training={"epochs": 20, "threads": 1})
     process = Process(tmp_path, "train", recipe_file(tmp_path, made))
     run = runs.Run(tmp_path / "runs" / "tiny")
     assert process.wait_for(lambda: size(run.path / "history.jsonl") > 5000)
@@ -172,7 +172,7 @@ def test_an_interrupted_process_ends_within_five_seconds_and_repeats_no_step(
     assert last is not None
     assert last.name == f"checkpoint-{steps(run)[-1]}"
     resumed = pipeline.resume(run.path)
-    assert steps(resumed) == list(range(1, 601))
+    assert steps(resumed) == list(range(1, 301))
     assert weights(run.path) == weights(pipeline.train(made, tmp_path / "whole").path)
 
 

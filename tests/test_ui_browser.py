@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,34 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         job.stop()
 
 
+@pytest.fixture(scope="module")
+def museum(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a trained run, and a page's server, for visitors who train nothing."""
+    folder = tmp_path_factory.mktemp("museum")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "tiny").symlink_to(trained)
+    begin(folder)
+    yield folder
+    end(folder)
+    assert [file.parent.name for file in folder.glob("runs/*/run.json")] == ["tiny"]
+
+
 @pytest.fixture
 def visit(browser: Any, project: Path) -> Iterator[Callable[..., Visitor]]:
     """Open the page, as somebody who has not been there before."""
+    with opened(browser, project) as visited:
+        yield visited
+
+
+@pytest.fixture
+def visit_museum(browser: Any, museum: Path) -> Iterator[Callable[..., Visitor]]:
+    """Open the page where there is a trained run, as somebody who has not been there before."""
+    with opened(browser, museum) as visited:
+        yield visited
+
+
+@contextmanager
+def opened(browser: Any, project: Path) -> Iterator[Callable[..., Visitor]]:
     contexts = []
 
     def visited(width: int = 1440, scheme: str = "light") -> Visitor:
@@ -144,21 +170,21 @@ def test_from_an_uploaded_file_to_an_adapter_a_comparison_and_a_prediction(
     from lorafit import data, report
     from lorafit.predict import Classifier
 
-    sentences = data.open_source("bundled:rotten-tomatoes").table.sample(400, random_state=0)
+    sentences = data.open_source("bundled:rotten-tomatoes").table.sample(200, random_state=0)
     moods = sentences["label"].map({"neg": "bored", "pos": "happy", 0: "bored", 1: "happy"})
     file = tmp_path / "what people said.csv"
-    pd.DataFrame({"id": range(400), "said": sentences["text"].tolist(), "mood": moods.tolist()}).to_csv(
+    pd.DataFrame({"id": range(200), "said": sentences["text"].tolist(), "mood": moods.tolist()}).to_csv(
         file, index=False
     )
 
     visitor = visit()
     visitor.upload(file)
     found = visitor.see("section[aria-label='What the doctor found']").inner_text()
-    assert "400 texts, 280 of them to train on" in found
+    assert "200 texts, 140 of them to train on" in found
     assert "bored" in found
-    assert "The first 8 of 400 rows" in visitor.see("table").inner_text()
+    assert "The first 8 of 200 rows" in visitor.see("table").inner_text()
     visitor.press("On to training")
-    visitor.read(re.compile(r"^Training: [\d,]+ tokens in 72 steps, 4 epochs; about "))
+    visitor.read(re.compile(r"^Training: [\d,]+ tokens in 36 steps, 4 epochs; about "))
     visitor.fill("Epochs", "2")
     visitor.fill("Learning rate", "2e-3")
     command = visitor.page.locator("textarea[disabled]").first
@@ -210,11 +236,11 @@ def test_from_an_uploaded_file_to_an_adapter_a_comparison_and_a_prediction(
 
 
 def test_a_wrong_file_gets_the_command_lines_sentence_and_the_next_one_is_taken(
-    visit: Callable[..., Visitor], reviews: Path, tmp_path: Path
+    visit_museum: Callable[..., Visitor], reviews: Path, tmp_path: Path
 ) -> None:
     from lorafit import tables
 
-    visitor = visit()
+    visitor = visit_museum()
     for name, content in (
         ("latin1.csv", "text,label\né,1\n".encode("latin1")),
         ("notes.txt", b"hello"),
@@ -234,9 +260,9 @@ def test_a_wrong_file_gets_the_command_lines_sentence_and_the_next_one_is_taken(
 
 
 def test_settings_that_cannot_be_are_refused_and_nothing_is_begun(
-    visit: Callable[..., Visitor], reviews: Path, tmp_path: Path
+    visit_museum: Callable[..., Visitor], reviews: Path, tmp_path: Path
 ) -> None:
-    visitor = visit()
+    visitor = visit_museum()
     visitor.choose_file(reviews)
     visitor.fill("Epochs", "many")
     visitor.press("Train")
@@ -247,14 +273,14 @@ def test_settings_that_cannot_be_are_refused_and_nothing_is_begun(
     visitor.fill("Encoder", "bundled:bert")
     visitor.press("Estimate the time")
     visitor.read(re.compile("There is no bundled encoder 'bert'"))
-    assert list((visitor.folder / "runs").glob("*/run.json")) == []
+    assert [file.parent.name for file in visitor.folder.glob("runs/*/run.json")] == ["tiny"]
 
 
-def test_columns_that_were_not_found_can_be_chosen(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_columns_that_were_not_found_can_be_chosen(visit_museum: Callable[..., Visitor], tmp_path: Path) -> None:
     praise, blame = ["good", "1"], ["bad", "2"]
     pd.DataFrame([praise, blame] * 20, columns=["one", "two"]).to_csv(tmp_path / "odd.csv", index=False)
     pd.DataFrame({"a": range(9), "b": range(9)}).to_csv(tmp_path / "none.csv", index=False)
-    visitor = visit()
+    visitor = visit_museum()
     visitor.upload(tmp_path / "none.csv")
     visitor.read("No columns were found that look like texts and labels: choose them.")
     visitor.choose("Column with the texts", "a")
@@ -319,11 +345,9 @@ def test_two_visitors_do_not_disturb_each_other(
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_every_step_fits_a_phone_and_a_desk_and_asks_nobody_else(
-    width: int, scheme: str, visit: Callable[..., Visitor], trained: Path, project: Path
+    width: int, scheme: str, visit_museum: Callable[..., Visitor]
 ) -> None:
-    (project / "runs").mkdir()
-    (project / "runs" / "tiny").symlink_to(trained)
-    visitor = visit(width, scheme)
+    visitor = visit_museum(width, scheme)
     for tab, shown in (
         ("1 Data", "Drop a file"),
         ("2 Train", "Choose data in the first step."),
@@ -336,14 +360,12 @@ def test_every_step_fits_a_phone_and_a_desk_and_asks_nobody_else(
         assert wide <= width, tab
         assert visitor.page.get_by_role("tab", name="4 Try").is_visible()
     assert visitor.complaints == []
-    here = (project / "url").read_text()
+    here = (visitor.folder / "url").read_text()
     assert [url for url in visitor.requests if not url.startswith((here, "data:", "blob:"))] == []
 
 
-def test_the_keyboard_alone_asks_a_question(visit: Callable[..., Visitor], trained: Path, project: Path) -> None:
-    (project / "runs").mkdir()
-    (project / "runs" / "tiny").symlink_to(trained)
-    keyboard = (visitor := visit()).page.keyboard
+def test_the_keyboard_alone_asks_a_question(visit_museum: Callable[..., Visitor]) -> None:
+    keyboard = (visitor := visit_museum()).page.keyboard
 
     def reach(name: str) -> None:
         for _ in range(40):
