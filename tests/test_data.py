@@ -41,7 +41,7 @@ def test_label_names_are_found_declared_or_the_sources_own() -> None:
         (["a", ["b"]], [0, 1], {}, "row 2 of column 'text' holds a value of type list, not a text"),
         (["a", "so\ud83d"], [0, 1], {}, "1 texts in column 'text' hold half a character, a lone surrogate such as"),
         (["a", "\udc00b"], [0, 1], {}, "(row 2, counted after the header). Mend them"),
-        (["a", "b"], [0, None], {}, "1 rows have no label in column 'label' (row 2,"),
+        (["a", "b"], [0, None], {}, "1 of 2 rows have no label in column 'label' (row 2,"),
         (["a", "b"], ["x", "x"], {}, "every row has the label 'x'; a classifier needs two classes"),
         (["a", "b"], ["po", "neg"], {"labels": ["neg", "pos"]}, "'po' in row 1. Did you mean 'pos'?"),
         (["a", "b"], [0, 7], {"labels": ["neg", "pos"]}, "'7' in row 2"),

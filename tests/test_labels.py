@@ -38,13 +38,13 @@ def test_integers_are_labels_and_stand_for_declared_names() -> None:
 @pytest.mark.parametrize(
     ("cells", "options", "sentence"),
     [
-        (["a|b", "", "a"], {"separator": "|"}, "f.csv: 1 rows have no label in column 'label' (row 2,"),
+        (["a|b", "", "a"], {"separator": "|"}, "f.csv: 1 of 3 rows have no label in column 'label' (row 2,"),
         (
             ["a|b", "|", "a"],
             {"separator": "|"},
             "row 2 of column 'label' holds '|', which has separators '|' and no label",
         ),
-        ([["a", "b"], None], {}, "1 rows have no label in column 'label' (row 2,"),
+        ([["a", "b"], None], {}, "1 of 2 rows have no label in column 'label' (row 2,"),
         ([["a", "b"], "a"], {}, "row 2 of column 'label' holds 'a', where others hold lists of labels"),
         (
             [["a", "b"], ["a", None]],
@@ -68,7 +68,7 @@ def test_integers_are_labels_and_stand_for_declared_names() -> None:
             {"column": ["label", "label"]},
             "row 2 of column 'label' holds 2, where a label's own column holds 0 or",
         ),
-        ([1, None], {"column": ["label", "label"]}, "1 rows have no label in column 'label' (row 2,"),
+        ([1, None], {"column": ["label", "label"]}, "1 of 2 rows have no label in column 'label' (row 2,"),
     ],
 )
 def test_a_cell_that_is_no_label_is_named(cells: list[Any], options: dict[str, Any], sentence: str) -> None:
@@ -113,7 +113,7 @@ def test_the_name_of_a_labels_own_column_is_a_label_too() -> None:
         (["[NaN]", '["a"]'], {"separator": "json"}, "row 1 of column 'label' holds '[NaN]', in which not"),
         ([["a"], [{"b": 1}]], {}, "row 2 of column 'label' holds [{'b': 1}], in which not everything is a label"),
         ([["a"], [np.array([1, 2])]], {}, "row 2 of column 'label' holds"),
-        (["a", {"b": 1}], {}, "1 rows have no label in column 'label' (row 2,"),
+        (["a", {"b": 1}], {}, "1 of 2 rows have no label in column 'label' (row 2,"),
     ],
 )
 def test_what_is_no_label_is_refused_with_its_row(cells: list[Any], options: dict[str, Any], sentence: str) -> None:

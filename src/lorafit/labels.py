@@ -105,7 +105,9 @@ def _open(table: pd.DataFrame, rows: Sequence[int], name: str, place: str) -> _C
     values = tables.column(table, name, place)
     missing = [row for row in rows if not isinstance(values[row], list) and _name(values[row]) == ""]
     if missing:
-        raise DataError(f"{place}: {len(missing)} rows have no label in column {name!r} ({name_rows(missing)}).")
+        raise DataError(
+            f"{place}: {len(missing)} of {len(rows)} rows have no label in column {name!r} ({name_rows(missing)})."
+        )
     return _Column(name, place, {row: values[row] for row in rows})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lorafit.errors import DataError, nearest
@@ -22,6 +23,7 @@ from lorafit.errors import DataError, nearest
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 MOST_LABELS = 150
 HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")  # a lone surrogate: JSON can say it, UTF-8 and tokenizers can't
+_SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 _ROWS_NAMED = 5
 _UNPACK = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
 _TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "message", "body")
@@ -59,10 +61,13 @@ def read(file: Path) -> pd.DataFrame:
         raise DataError(f"{file} is empty.") from None
     except pd.errors.ParserWarning:
         raise DataError(f"{file}: rows have more cells than the header. Is a text with a comma not quoted?") from None
-    except (pd.errors.ParserError, OSError, ValueError) as error:
+    except (pd.errors.ParserError, pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as {suffix[1:].upper()}: {str(error).strip()}.") from error
     if table.empty:
         raise DataError(f"{file} holds no rows.")
+    for number, name in enumerate(map(str, table.columns), start=1):
+        if HALF_CHARACTER.search(name):
+            raise DataError(f"{file}: the name of column {number} holds half a character, a lone surrogate.")
     return table
 
 
@@ -139,7 +144,8 @@ def not_utf8(file: Path, place: str) -> DataError:
     if suffix in _UNPACK:
         plain = Path(file.stem)
         convert = f"{_UNPACK[suffix]} -dc {file.name} | iconv -f LATIN1 -t UTF-8 > utf8{plain.suffix}"
-    return DataError(f"{file} is not UTF-8 ({place}). Convert it first, for example: {convert}")
+    spreadsheet = "save it as CSV UTF-8 from your spreadsheet, or " if suffix == ".csv" else ""
+    return DataError(f"{file} is not UTF-8 ({place}). Convert it first: {spreadsheet}for example: {convert}")
 
 
 def _bad_byte(file: Path) -> str:
@@ -155,7 +161,8 @@ def _bad_byte(file: Path) -> str:
 def _suffix(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{file} has an unknown format; lorafit reads {', '.join(SUFFIXES)}.")
+        hint = " Save it as CSV UTF-8 there." if suffix in _SPREADSHEETS else ""
+        raise DataError(f"{file} has an unknown format; lorafit reads {', '.join(SUFFIXES)}.{hint}")
     return suffix
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 _CLASSIFIERS_KEPT = 4
 _TEXTS_AT_ONCE = 8  # of many
 _MOST_CHARACTERS = 100_000  # of a text; hundreds of windows
+_MOST_CHARACTERS_AT_ONCE = 5_000_000  # of many
 _MOST_LINES = 2_000  # at once; more are a file's, and the command line's
+_CHARACTERS_A_TOKEN = 4  # of English, about
+Asked = tuple[str, str]
+"""A run's name, and a text."""
+
 _WARM_UP = "One text, so that nobody waits for what is made once."
 
 
@@ -42,6 +48,8 @@ class _Classifiers:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int], Classifier] = OrderedDict()
+        self.loading = threading.Lock()
+        """An untrained head is drawn from torch's one generator: whoever loads does so alone."""
         self._thread = ThreadPoolExecutor(1)
 
     def ask(self, run: Run, question: Callable[["Classifier"], Any]) -> Any:
@@ -59,10 +67,11 @@ class _Classifiers:
         key = (run.path.name, weights.stat().st_mtime_ns)
         if key not in self._kept:
             # Two threads that wait for each other would, beside a training, wait for its threads too.
-            self._kept[key] = classifier = Classifier.load(run.path, threads=1)
-            question = (_WARM_UP, _WARM_UP) if classifier.text_pair else _WARM_UP
-            for base in (False, True):
-                classifier.predict([question], base=base)
+            with self.loading:
+                self._kept[key] = classifier = Classifier.load(run.path, threads=1)
+                question = (_WARM_UP, _WARM_UP) if classifier.text_pair else _WARM_UP
+                for base in (False, True):
+                    classifier.predict([question], base=base)
         self._kept.move_to_end(key)
         while len(self._kept) > _CLASSIFIERS_KEPT:
             self._kept.popitem(last=False)
@@ -97,11 +106,11 @@ def build() -> AskStep:
             answers = gr.Dataframe(visible=False, interactive=False, wrap=True, label="Answers", max_height=420)
             download = gr.DownloadButton("Download as CSV", visible=False)
 
-    run.change(**event(_readied, run, [state, second], again=True))
+    run.change(**event(_readied, run, [state, second, answer, words, answers, download], again=True, in_turn="ready"))
     gr.on(
         [ask.click, text.submit, second.submit],
         **event(_answered, [run, text, second], [answer, words, asked], again=True),
-    ).success(**event(_explained, asked, explained, again=True), concurrency_id="explain", concurrency_limit=1).success(
+    ).success(**event(_explained, [asked, explained], explained, again=True, in_turn="explain")).success(
         **event(_if_still_asked, [explained, asked], words, again=True)
     )
     ask_all.click(**event(_answered_all, [run, lines], [answers, download]))
@@ -118,16 +127,20 @@ def _refreshed(name: str | None) -> Any:
     return gr.Dropdown(choices=there, value=name if name in there else next(iter(there), None))
 
 
-def _readied(name: str | None) -> tuple[str, Any]:
+def _readied(name: str | None) -> tuple[Any, ...]:
+    """Return what is told of a run, and nothing of what another one answered."""
+    no_answers = ("", "", gr.Dataframe(visible=False), gr.DownloadButton(visible=False))
     if not name:
-        return views.note("Choose a run." if _trained() else "There is no trained run yet."), gr.Textbox(visible=False)
+        none = "Choose a run." if _trained() else "There is no trained run yet."
+        return views.note(none), gr.Textbox(visible=False), *no_answers
     run = watch.open_named(name)
     labels, pairs = _classifiers.ask(run, lambda classifier: (classifier.labels, classifier.text_pair))
-    return views.note(f"It tells apart: {', '.join(labels)}."), gr.Textbox(visible=pairs)
+    return views.note(f"It tells apart: {', '.join(labels)}."), gr.Textbox(visible=pairs), *no_answers
 
 
 def _answered(name: str | None, text: str, second: str) -> tuple[str, str, tuple[str, str]]:
     run = watch.open_named(name)
+    _refuse_longer([text, second], _MOST_CHARACTERS)
 
     def question(classifier: "Classifier") -> tuple[list[str], Any, Any]:
         asked: list[Text] = [(text, second) if classifier.text_pair else text]
@@ -137,28 +150,48 @@ def _answered(name: str | None, text: str, second: str) -> tuple[str, str, tuple
     return views.answer(*_classifiers.ask(run, question)), "", (run.path.name, text)
 
 
-def _explained(asked: tuple[str, str]) -> tuple[tuple[str, str], str]:
+def _refuse_longer(texts: list[str], most: int) -> None:
+    found = sum(map(len, texts))
+    if found > most:
+        raise DataError(
+            f"{found:,} characters are more than {most:,}, which the page is for. Ask with lorafit predict."
+        )
+
+
+def _explained(asked: Asked, before: tuple[Asked, str] | None) -> tuple[Asked, str]:
+    if before is not None and before[0] == asked:  # what is asked several times in a row is explained once
+        return before
     libraries.ready()
     from lorafit import explain
 
     name, text = asked
+    run = watch.open_named(name)
     if importlib.util.find_spec("captum") is None:
         return asked, views.note("Which words carried it is shown with: pip install 'lorafit[explain]'")
+    if run.recipe.data.long_text.startswith("windows") and len(text) > _CHARACTERS_A_TOKEN * run.recipe.data.max_tokens:
+        return asked, views.note(
+            f"Words of texts of several windows take long. Ask with: lorafit explain {run.path} TEXT"
+        )
     try:
-        return asked, views.words(explain.explain(watch.open_named(name).path, text))
+        with _classifiers.loading:
+            return asked, views.words(explain.explain(run.path, text))
     except LorafitError as error:  # of pairs, for example, there is none
         return asked, views.note(str(error))
 
 
-def _if_still_asked(explained: tuple[tuple[str, str], str], asked: tuple[str, str]) -> Any:
+def _if_still_asked(explained: tuple[Asked, str], asked: Asked) -> Any:
     """Return the words, unless another text was asked about meanwhile."""
     of_text, words = explained
     return words if of_text == asked else gr.skip()
 
 
 def _answered_all(name: str | None, lines: str) -> tuple[Any, Any]:
+    libraries.ready()
+    from lorafit.predict import refuse_non_texts
+
     run = watch.open_named(name)
     given = [line for line in (lines or "").split("\n") if line.strip()]
+    _refuse_longer(given, _MOST_CHARACTERS_AT_ONCE)
     if not given:
         raise DataError("No text given: write one a line.")
     if len(given) > _MOST_LINES:
@@ -166,7 +199,9 @@ def _answered_all(name: str | None, lines: str) -> tuple[Any, Any]:
             f"{len(given):,} lines are more than {_MOST_LINES:,}. Put them into a file: "
             f"lorafit predict {run.path} --input FILE --output FILE"
         )
-    texts = _texts(given, _classifiers.ask(run, lambda classifier: classifier.text_pair))
+    reader = _classifiers.ask(run, lambda classifier: classifier.reader)
+    texts = _texts(given, reader.manifest.text_pair)
+    refuse_non_texts(texts, reader.manifest)  # all of them, before the first is asked about
     answers: list[dict[str, Any]] = []
     for start in range(0, len(texts), _TEXTS_AT_ONCE):  # in between others are answered
         some = texts[start : start + _TEXTS_AT_ONCE]

@@ -58,12 +58,12 @@ def build() -> CompareStep:
     timer = gr.Timer(_SECONDS_BETWEEN_LOOKS, active=False)
 
     outputs = [table, status, found, downloads, bundle, page, whole, written, evaluate, timer]
-    show = event(_shown, run, outputs, again=True)
+    show = event(_shown, run, outputs, again=True, in_turn="show")
     refresh = event(_refreshed, [run, several], [table, run, several])
     begin = event(_begun, run, timer)
     run.input(**show)
     evaluate.click(**begin).success(**show)
-    timer.tick(**event(_shown, run, outputs))
+    timer.tick(**event(_shown, run, outputs, in_turn="show"))
     compare.click(**event(_compared, several, beside))
     return CompareStep(run, onward, refresh, begin, show)
 
@@ -114,7 +114,8 @@ def _shown(name: str | None) -> tuple[Any, ...]:
 def _why_not(run: Run) -> str:
     """Return why the last evaluation came to nothing; an empty text where there was none."""
     job = jobs.find(run.path.name)
-    return views.refused(job.error) if job and job.arguments[0] == "evaluate" and job.error else ""
+    has_failed = job is not None and job.arguments[0] == "evaluate" and not job.interrupted
+    return views.refused(watch.why_it_ended(job)) if has_failed else ""
 
 
 def _waiting(status: str, *, may_evaluate: bool, goes_on: bool = False) -> tuple[Any, ...]:

@@ -17,13 +17,18 @@ _ROWS_SHOWN = 8
 _CHARACTERS_SHOWN = 300
 _NO_COLUMN = "(none)"
 
+Examined = tuple[Choice | None, str, bool]
+"""What was looked at, what was found, and whether it may be trained on."""
+
 
 class DataStep(NamedTuple):
     """What the other steps need of this one."""
 
     onward: gr.Button
-    outputs: list[Any]
-    """What `restored` fills."""
+    found: gr.State
+    """Where what is `restored` goes."""
+    fill: Event
+    """Shows it, unless something was chosen meanwhile."""
     look: Event
     tell: Event
     """Have the doctor look at what is chosen, and tell what was found."""
@@ -58,18 +63,20 @@ def build(choice: gr.State) -> DataStep:
     onward = gr.Button("On to training", variant="primary", interactive=False)
 
     taken = [choice, upload, bundled, about, columns, text, labels, pair, rows, findings, onward]
-    examined = gr.State(None)  # what was looked at, what was found, and whether it may be trained on
-    look = event(_examined, choice, examined, again=True)
+    examined = gr.State(None)
+    look = event(_examined, [choice, examined], examined, again=True, in_turn="doctor")
     tell = event(_if_still_chosen, [examined, choice], [findings, onward], again=True)
-    upload.upload(**event(_take_file, upload, taken)).then(**look).then(**tell)
-    bundled.input(**event(_take_bundled, bundled, taken)).then(**look).then(**tell)
-    corrected = event(_correct, [choice, text, labels, pair], [choice, onward], again=True)
-    gr.on([text.input, labels.input, pair.input], **corrected, concurrency_limit=1).then(**look).then(**tell)
-    return DataStep(onward, taken, look, tell)
+    upload.upload(**event(_take_file, upload, taken, again=True, in_turn="choose")).then(**look).then(**tell)
+    bundled.input(**event(_take_bundled, bundled, taken, again=True, in_turn="choose")).then(**look).then(**tell)
+    corrected = event(_correct, [choice, text, labels, pair], [choice, onward], again=True, in_turn="choose")
+    gr.on([text.input, labels.input, pair.input], **corrected).then(**look).then(**tell)
+    found = gr.State(None)  # what a reload finds again
+    fill = event(_if_nothing_chosen, [found, choice], taken, in_turn="choose")
+    return DataStep(onward, found, fill, look, tell)
 
 
-def restored(browser: Any) -> tuple[Any, ...]:
-    """Return what the step shows of the choice that the visitor's browser kept; nothing new where that is gone."""
+def restored(browser: Any) -> tuple[Any, ...] | None:
+    """Return what the step shows of the choice that the visitor's browser kept; nothing where that is gone."""
     try:
         file = Path(str(browser["source"]))
         if uploads.is_kept(file):
@@ -78,8 +85,12 @@ def restored(browser: Any) -> tuple[Any, ...]:
         if browser["bundled"] in BUNDLED:
             return _take_bundled(browser["bundled"])
     except (LorafitError, KeyError, TypeError):  # somebody changed the file, or the browser's note of it
-        return (gr.skip(),) * 11
-    return (gr.skip(),) * 11
+        return None
+    return None
+
+
+def _if_nothing_chosen(found: tuple[Any, ...] | None, chosen: Choice | None) -> tuple[Any, ...]:
+    return found if found is not None and chosen is None else (gr.skip(),) * 11
 
 
 def _take_file(arrived: str) -> tuple[Any, ...]:
@@ -152,9 +163,11 @@ def _correct(chosen: Choice | None, text: str | None, labels: list[str], pair: s
     return corrected, _onward(corrected.is_ready)
 
 
-def _examined(chosen: Choice | None) -> tuple[Choice | None, str, bool]:
+def _examined(chosen: Choice | None, before: Examined | None) -> Examined:
     if chosen is None or not chosen.is_ready:
         return chosen, "", False
+    if before is not None and before[0] == chosen:  # what is asked several times in a row is looked at once
+        return before
     libraries.ready()
     from lorafit import doctor
 
@@ -164,7 +177,7 @@ def _examined(chosen: Choice | None) -> tuple[Choice | None, str, bool]:
         return chosen, views.refused(str(error)), False
 
 
-def _if_still_chosen(examined: tuple[Choice | None, str, bool], chosen: Choice | None) -> tuple[Any, Any]:
+def _if_still_chosen(examined: Examined, chosen: Choice | None) -> tuple[Any, Any]:
     """Return what was found, unless something else was chosen meanwhile."""
     looked_at, found, is_good = examined
     return (found, _onward(is_good)) if looked_at == chosen else (gr.skip(), gr.skip())

@@ -8,6 +8,7 @@ runs/.page/
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -82,8 +83,8 @@ class Job:
         """Ask it to stop: training does so at the end of a step, behind a checkpoint."""
         process = self._process()
         if process is not None:
+            process.terminate()  # also where the disk is full
             _remember(replace(self, stopped=True))
-            process.terminate()
 
     def _process(self) -> psutil.Process | None:
         try:
@@ -187,7 +188,10 @@ def estimate(arguments: Sequence[str]) -> list[str]:
     lines = said.splitlines()
     if process.returncode:
         refused = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-        raise LorafitError(refused[0] if refused else "The time was not measured to the end: something else began.")
+        if process.returncode == -signal.SIGTERM:
+            raise LorafitError("The time was not measured to the end: something else began.")
+        last = (lines or ["nothing"])[-1]
+        raise LorafitError(refused[0] if refused else f"The time could not be measured. Last it said: {last}")
     return lines
 
 

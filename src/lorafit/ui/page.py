@@ -50,7 +50,7 @@ def build() -> gr.Blocks:
         choice.change(**event(_noted, [choice, browser], browser, again=True)).then(**train_step.fill)
         data_step.onward.click(**event(lambda: gr.Tabs(selected="train"), None, tabs)).then(**train_step.measure).then(
             **train_step.estimate
-        ).then(**train_step.tell)
+        ).success(**train_step.tell)
         train.lead_to(train_step, panel_of_runs)
         panel_of_runs.run.change(**event(_noted_run, [panel_of_runs.run, browser], browser, again=True))
         train_tab.select(**event(_runs, panel_of_runs.run, panel_of_runs.run)).then(**panel_of_runs.follow)
@@ -61,8 +61,10 @@ def build() -> gr.Blocks:
         ).success(**compare_step.show)
         _lead(compare_step.onward, "try", tabs, compare_step.run, ask_step.run)
         page.load(**event(_restored_run, browser, [panel_of_runs.run, tabs])).then(**panel_of_runs.follow).then(
-            **event(data.restored, browser, data_step.outputs)
-        ).then(**data_step.look).then(**data_step.tell).then(**event(libraries.ready, None, None))
+            **event(data.restored, browser, data_step.found)
+        ).then(**data_step.fill).then(**data_step.look).then(**data_step.tell).then(
+            **event(libraries.ready, None, None)
+        )
     page.queue(default_concurrency_limit=_AT_ONCE, api_open=False)
     return page
 

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ _SHORTEST_PASSWORD = 8
 _SECONDS_AFTER_A_WRONG_ONE = 1.0
 _SECONDS_TO_CLOSE = 2
 _UNREADABLE, _WRONG = 422, 400
+_ELSEWHERE = re.compile(r"/proxy=|/file=.*:/")
 # Nothing comes from elsewhere, whatever Gradio or a text on the page would like to fetch.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -123,7 +125,10 @@ def build(password: str | None, max_upload_mb: int, names: Sequence[str] | None)
 
 
 class _Gate:
-    """An ASGI application before the application: other sites' pages ask nothing, and each answer has our headers."""
+    """An ASGI application before the application: other sites' pages ask nothing, and each answer has our headers.
+
+    Gradio also hands out what lies at an address elsewhere, as if it were ours; here nobody asks it to.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -134,6 +139,8 @@ class _Gate:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             return await PlainTextResponse("This page answers itself only.", 403)(scope, receive, send)
+        if _ELSEWHERE.search(scope.get("path", "")):
+            return await PlainTextResponse("This page hands out its own files only.", 403)(scope, receive, send)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -59,7 +59,9 @@ def build(choice: gr.State) -> TrainStep:
         """Return the function of an event that is given the fields' values one by one."""
 
         def asked(chosen: Choice | None, name: str, *values: str | None) -> Any:
-            if chosen is None or not chosen.is_ready:
+            if chosen is None:  # the page has been open for longer than the server remembers
+                raise RecipeError("The choice is forgotten. Choose data in the first step once more.")
+            if not chosen.is_ready:
                 raise RecipeError(_NO_DATA)
             given = {key: (value or "").strip() for key, value in zip(keys, values, strict=True)}
             return function(chosen, name.strip(), given)
@@ -74,7 +76,9 @@ def build(choice: gr.State) -> TrainStep:
     changes = [field.change for field in (name, *fields.values())]
     gr.on(changes, **event(of_values(_recommanded), inputs, [command, estimated]) | {"trigger_mode": "always_last"})
     tell = event(_if_still_asked, [measured, command], estimated, again=True)
-    estimate.click(**measure).then(**estimating).then(**tell)
+    told = estimate.click(**measure).then(**estimating)
+    told.success(**tell)
+    told.failure(lambda: "", None, estimated, show_progress="hidden", api_visibility="private")
 
     def training(run: gr.Dropdown) -> Event:
         return event(of_values(_begun), inputs, [run, name, estimated])

@@ -40,7 +40,11 @@ def make_room() -> None:
     with storing(INCOMING):
         INCOMING.mkdir(parents=True, exist_ok=True)
         for left in INCOMING.iterdir():
-            if time.time() - left.stat().st_mtime > SECONDS_KEPT:
+            if time.time() - left.stat().st_mtime < SECONDS_KEPT:
+                continue
+            if left.is_file():  # an upload that was broken off
+                left.unlink(missing_ok=True)
+            else:
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from lorafit import overview
 from lorafit.errors import LorafitError
 from lorafit.runs import Run
+from lorafit.tables import HALF_CHARACTER
 from lorafit.ui.watch import Watched
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def _table(found: overview.Overview, caption: str) -> Markup:
 
 
 def _render(macro: str, **values: Any) -> str:
-    return str(getattr(_environment().get_template("views.html").module, macro)(**values))
+    page = str(getattr(_environment().get_template("views.html").module, macro)(**values))
+    return HALF_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", page)  # what JSON could say, and no browser is told
 
 
 @functools.cache

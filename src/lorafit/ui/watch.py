@@ -2,9 +2,9 @@
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -67,11 +67,9 @@ def open_named(name: str | None) -> Run:
 
 def is_known(name: str | None) -> bool:
     """Tell whether there is a run of a name, which a browser may have made up, or was to be one."""
-    return (
-        bool(name)
-        and re.fullmatch(r"\w[\w.-]*", str(name)) is not None
-        and (_run_of(str(name)) is not None or jobs.find(str(name)) is not None)
-    )
+    if not name or Path(name).name != name or name.startswith("."):
+        return False
+    return _run_of(name) is not None or jobs.find(name) is not None
 
 
 def look(name: str) -> Watched:
@@ -113,7 +111,7 @@ def _state(job: Job | None, run: Run | None) -> tuple[State, str]:
     if run is None and job is not None and job.interrupted:
         return "stopped", "Stopped before the first step."
     if run is None:
-        return "failed", _why_it_ended(job)
+        return "failed", why_it_ended(job)
     if run.finished:
         accuracy = run.record["best_validation_accuracy"]
         return "finished", (
@@ -124,7 +122,7 @@ def _state(job: Job | None, run: Run | None) -> tuple[State, str]:
         return "elsewhere", "Another process works on it, which was not begun on this page."
     if job is not None and job.interrupted:
         return "stopped", "Stopped behind a checkpoint. Resume goes on from there, to the very same weights."
-    return ("failed", _why_it_ended(job)) if job else ("stopped", "It was interrupted. Resume goes on with it.")
+    return ("failed", why_it_ended(job)) if job else ("stopped", "It was interrupted. Resume goes on with it.")
 
 
 def _alive(job: Job) -> tuple[State, str]:
@@ -137,13 +135,14 @@ def _alive(job: Job) -> tuple[State, str]:
     return doing, (job.said or ["Starting."])[-1]
 
 
-def _why_it_ended(job: Job | None) -> str:
+def why_it_ended(job: Job | None) -> str:
+    """Return why a job came to nothing."""
     if job is None:
         return "There is no such run."
     if job.error:
         return job.error
     last = (job.said or ["nothing"])[-1]
-    return f"The process ended without a word, as one does that is killed or runs out of memory. Last it said: {last}"
+    return f"The process broke off, as one does that is killed or runs out of memory. Last it said: {last}"
 
 
 def _steps(run: Run) -> int:
