@@ -50,6 +50,9 @@ def latin_parquet() -> bytes:
         ("list.jsonl", b"[1, 2]\n", "line 1 holds no object"),
         ("latin.parquet", latin_parquet(), "can't be read as PARQUET"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
+        ("excel.csv", b"text;label\na;b\n", "has semicolons between its cells, as some spreadsheets write it."),
+        ("half.jsonl", b'{"text": "a", "\\ud83d": 1}\n', "the name of column 2 holds half a character"),
+        ("book.xlsx", b"PK", "unknown format; lorafit reads .csv, .tsv, .jsonl, .parquet. Save it as CSV UTF-8 there."),
         ("notes.docx", b"", "unknown format; lorafit reads .csv, .tsv, .jsonl, .parquet"),
     ],
 )

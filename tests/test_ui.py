@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +22,12 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'lorafit[ui]'")
 
+import gradio as gr
+
 from lorafit import recipe as recipes
 from lorafit import runs, tables
 from lorafit.errors import DataError, LorafitError, RunError, StorageError
-from lorafit.ui import choice, jobs, settings, train, uploads, views, watch
+from lorafit.ui import choice, events, jobs, settings, train, uploads, views, watch
 from lorafit.ui.choice import Choice
 from tests.conftest import Said, mount_small_disk
 
@@ -303,11 +306,52 @@ def test_overlapping_looks_at_files_do_not_change_what_is_refused(project: Path)
     assert refused == [True] * 20
 
 
-@pytest.mark.parametrize("name", ["../small", "/etc", "", None, "small/../small"])
+@pytest.mark.parametrize("name", ["../small", "/etc", "", None, "small/../small", "..", ".page"])
 def test_names_that_a_browser_makes_up_open_nothing(name: str | None, project: Path) -> None:
+    for folder in (project / "small", project / "runs" / "small"):
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    assert watch.is_known("small")
     assert not watch.is_known(name)
     with pytest.raises(RunError):
         watch.open_named(name)
+
+
+def test_a_run_under_any_name_is_listed_and_opened(trained: Path, project: Path) -> None:
+    (project / "runs").mkdir()
+    (project / "runs" / "my run").symlink_to(trained)
+    assert watch.names() == ["my run"]
+    assert watch.look("my run").state == "finished"
+    assert watch.is_known("my run")
+    assert watch.open_named("my run").finished
+
+
+def test_an_evaluation_that_breaks_off_says_so(trained: Path, project: Path) -> None:
+    from lorafit.ui import compare
+
+    shutil.copytree(trained, project / "runs" / "tiny")
+    (project / "runs" / "tiny" / "scores.json").unlink()
+    job = jobs.begin("tiny", ["evaluate", "runs/tiny"])
+    wait(lambda: job.state == "working")
+    os.kill(job.pid, signal.SIGKILL)
+    wait(lambda: job.state == "ended")
+    assert "The process broke off" in compare._why_not(runs.Run(Path("runs/tiny")))
+
+
+def test_the_same_settings_are_not_trained_twice_at_once() -> None:
+    one = ["train", "a.csv", "-s", "training.epochs=2"]
+    assert train._without_name([*one, "-s", "name=a-2"]) == train._without_name(["train", "a.csv", *one[2:]]) == one
+    assert train._without_name(["train", "a.csv", "-s", "name=b", "-s", "training.epochs=3"]) != one
+    assert train._without_name(["train", "name=a.csv"]) == ["train", "name=a.csv"]
+
+
+def test_what_breaks_in_a_step_is_said_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> None:
+        raise KeyError("accuracy")
+
+    with pytest.raises(gr.Error, match=r"Something went wrong that should not \(KeyError\)\."):
+        events.event(broken, None, None)["fn"]()
+    assert "KeyError: 'accuracy'" in capsys.readouterr().err
 
 
 def test_damaged_files_of_a_run_are_told(trained: Path, project: Path) -> None:

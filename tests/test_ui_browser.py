@@ -192,6 +192,8 @@ def test_from_an_uploaded_file_to_an_adapter_a_comparison_and_a_prediction(
     wanted += "-s training.epochs=2 -s training.learning_rate=2e-3"
     visitor.page.wait_for_function("([box, text]) => box.value === text", arg=[command.element_handle(), wanted])
     visitor.press("Train")
+    visitor.press("Train")
+    visitor.read("runs/what-people-said is being trained with these very settings.")
     visitor.see("section.status.training")
     assert "validation accuracy" in visitor.state("what-people-said", "finished").inner_text()
     assert visitor.page.locator("canvas, svg.marks").count() >= 2  # both curves
@@ -199,7 +201,9 @@ def test_from_an_uploaded_file_to_an_adapter_a_comparison_and_a_prediction(
     said = visitor.see(".verdict").inner_text()
     run = runs.open_run(tmp_path / "runs" / "what-people-said")
     assert run.scores is not None
-    assert said == report.verdict(run.scores)
+    right, n = round(run.scores["test"]["adapted"]["accuracy"] * 30), run.scores["test"]["n"]
+    assert n == 30
+    assert said == f"Right on {right} of 30 texts that it had not seen. {report.verdict(run.scores)}"
     assert visitor.page.locator(".pictures figure").count() == 4
     accuracy = run.scores["test"]["adapted"]["accuracy"]
     assert f"{accuracy:.4f} (" in visitor.page.locator("table:has-text('The runs in this project')").inner_text()

@@ -106,7 +106,8 @@ def _open(table: pd.DataFrame, rows: Sequence[int], name: str, place: str) -> _C
     missing = [row for row in rows if not isinstance(values[row], list) and _name(values[row]) == ""]
     if missing:
         raise DataError(
-            f"{place}: {len(missing)} of {len(rows)} rows have no label in column {name!r} ({name_rows(missing)})."
+            f"{place}: {len(missing)} of {len(rows)} rows have no label in column {name!r} ({name_rows(missing)}). "
+            "Fill them in, or take those rows out."
         )
     return _Column(name, place, {row: values[row] for row in rows})
 

@@ -65,7 +65,10 @@ def read(file: Path) -> pd.DataFrame:
         raise DataError(f"{file} can't be read as {suffix[1:].upper()}: {str(error).strip()}.") from error
     if table.empty:
         raise DataError(f"{file} holds no rows.")
-    for number, name in enumerate(map(str, table.columns), start=1):
+    names = [str(name) for name in table.columns]
+    if suffix == ".csv" and len(names) == 1 and ";" in names[0]:
+        raise DataError(f"{file} has semicolons between its cells, as some spreadsheets write it. Save it with commas.")
+    for number, name in enumerate(names, start=1):
         if HALF_CHARACTER.search(name):
             raise DataError(f"{file}: the name of column {number} holds half a character, a lone surrogate.")
     return table

@@ -98,15 +98,16 @@ def build() -> AskStep:
         with gr.Tab("Many texts"):
             lines = gr.Textbox(
                 label="Texts, one a line",
-                info="Of pairs, with a tab between the two.",
                 lines=6,
                 max_lines=16,
             )
             ask_all = gr.Button("Ask about all of them", variant="primary")
-            answers = gr.Dataframe(visible=False, interactive=False, wrap=True, label="Answers", max_height=420)
+            answers = gr.HTML()
             download = gr.DownloadButton("Download as CSV", visible=False)
 
-    run.change(**event(_readied, run, [state, second, answer, words, answers, download], again=True, in_turn="ready"))
+    readied = [state, second, lines, answer, words, answers, download]
+    run.change(**event(_readied, run, readied, again=True, in_turn="ready"))
+    text.input(None, None, [answer, words], js="() => ['', '']", show_progress="hidden", api_visibility="private")
     gr.on(
         [ask.click, text.submit, second.submit],
         **event(_answered, [run, text, second], [answer, words, asked], again=True),
@@ -129,17 +130,24 @@ def _refreshed(name: str | None) -> Any:
 
 def _readied(name: str | None) -> tuple[Any, ...]:
     """Return what is told of a run, and nothing of what another one answered."""
-    no_answers = ("", "", gr.Dataframe(visible=False), gr.DownloadButton(visible=False))
+    no_answers = ("", "", "", gr.DownloadButton(visible=False))
     if not name:
         none = "Choose a run." if _trained() else "There is no trained run yet."
-        return views.note(none), gr.Textbox(visible=False), *no_answers
+        return views.note(none), gr.Textbox(visible=False), gr.skip(), *no_answers
     run = watch.open_named(name)
     labels, pairs = _classifiers.ask(run, lambda classifier: (classifier.labels, classifier.text_pair))
-    return views.note(f"It tells apart: {', '.join(labels)}."), gr.Textbox(visible=pairs), *no_answers
+    scores = run.scores
+    found = (
+        views.right_answers(scores["test"]) if scores else "How often it is right is not known yet: compare it first."
+    )
+    between = "Of each pair, with a tab between its two texts." if pairs else ""
+    said = views.note(f"It tells apart: {', '.join(labels)}. {found}")
+    return said, gr.Textbox(visible=pairs), gr.Textbox(info=between), *no_answers
 
 
-def _answered(name: str | None, text: str, second: str) -> tuple[str, str, tuple[str, str]]:
+def _answered(name: str | None, text: str | None, second: str | None) -> tuple[str, str, Asked]:
     run = watch.open_named(name)
+    text, second = text or "", second or ""  # a field that nobody has filled holds nothing
     _refuse_longer([text, second], _MOST_CHARACTERS)
 
     def question(classifier: "Classifier") -> tuple[list[str], Any, Any]:
@@ -147,7 +155,8 @@ def _answered(name: str | None, text: str, second: str) -> tuple[str, str, tuple
         adapted, base = (classifier.predict(asked, base=base)[0] for base in (False, True))
         return classifier.labels, adapted, base
 
-    return views.answer(*_classifiers.ask(run, question)), "", (run.path.name, text)
+    looking = views.note("Looking for the words that carried it ...")
+    return views.answer(*_classifiers.ask(run, question)), looking, (run.path.name, text)
 
 
 def _refuse_longer(texts: list[str], most: int) -> None:
@@ -209,8 +218,8 @@ def _answered_all(name: str | None, lines: str) -> tuple[Any, Any]:
     table = pd.DataFrame([_row(answer) for answer in answers])
     file = uploads.offered(uuid4().hex) / f"{run.path.name}-answers.csv"
     with storing(file):
-        table.to_csv(file, index=False)
-    return gr.Dataframe(value=table.round(4), visible=True), gr.DownloadButton(value=str(file), visible=True)
+        table.to_csv(file, index=False, encoding="utf-8-sig")  # spreadsheets take it for Windows-1252 otherwise
+    return views.answers(reader.manifest.labels, answers), gr.DownloadButton(value=str(file), visible=True)
 
 
 def _predictions(texts: "list[Text]", classifier: "Classifier") -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import gradio as gr
 
 from lorafit import runs
-from lorafit.errors import LorafitError
+from lorafit.errors import DataError, LorafitError
 from lorafit.files import storing
 from lorafit.runs import Run
 from lorafit.ui import jobs, libraries, uploads, views, watch
@@ -40,16 +40,18 @@ def build() -> CompareStep:
         evaluate = gr.Button("Evaluate on the test texts", variant="primary", visible=False)
     status = gr.HTML()
     found = gr.HTML()
-    with gr.Row(visible=False) as downloads:
-        bundle = gr.DownloadButton("Download the bundle (zip)")
-        page = gr.DownloadButton("Download the report")
-        onward = gr.Button("Try it", variant="primary")
+    with gr.Column(visible=False) as downloads:
+        gr.HTML(views.note("The bundle is the classifier itself, for programs elsewhere; here it stays in runs/."))
+        with gr.Row():
+            bundle = gr.DownloadButton("Download the bundle (zip)")
+            page = gr.DownloadButton("Download the report")
+            onward = gr.Button("Try it", variant="primary")
     with gr.Accordion("The whole report", open=False, visible=False) as whole:
         written = gr.HTML()
     with gr.Accordion("Several runs beside each other", open=False):
         several = gr.Dropdown(
             label="Evaluated runs with the same test texts; each is compared with the first",
-            choices=_finished(),
+            choices=_evaluated_ones(),
             multiselect=True,
             interactive=True,
         )
@@ -57,7 +59,7 @@ def build() -> CompareStep:
         beside = gr.HTML()
     timer = gr.Timer(_SECONDS_BETWEEN_LOOKS, active=False)
 
-    outputs = [table, status, found, downloads, bundle, page, whole, written, evaluate, timer]
+    outputs = [table, status, found, downloads, bundle, page, whole, written, evaluate, several, timer]
     show = event(_shown, run, outputs, again=True, in_turn="show")
     refresh = event(_refreshed, [run, several], [table, run, several])
     begin = event(_begun, run, timer)
@@ -72,12 +74,16 @@ def _finished() -> list[str]:
     return [run.path.name for run in runs.list_runs() if run.finished]
 
 
+def _evaluated_ones() -> list[str]:
+    return [run.path.name for run in runs.list_runs() if run.scores]
+
+
 def _refreshed(name: str | None, several: list[str]) -> tuple[Any, ...]:
-    there = _finished()
+    there, evaluated = _finished(), _evaluated_ones()
     return (
         views.runs_table(runs.list_runs()),
         gr.Dropdown(choices=there, value=name if name in there else next(iter(there), None)),
-        gr.Dropdown(choices=there, value=[one for one in several or [] if one in there]),
+        gr.Dropdown(choices=evaluated, value=[one for one in several or [] if one in evaluated]),
     )
 
 
@@ -119,8 +125,8 @@ def _why_not(run: Run) -> str:
 
 
 def _waiting(status: str, *, may_evaluate: bool, goes_on: bool = False) -> tuple[Any, ...]:
-    hidden = (gr.Row(visible=False), gr.skip(), gr.skip(), gr.Accordion(visible=False), "")
-    return gr.skip(), status, "", *hidden, gr.Button(visible=may_evaluate), gr.Timer(active=goes_on)
+    hidden = (gr.Column(visible=False), gr.skip(), gr.skip(), gr.Accordion(visible=False), "")
+    return gr.skip(), status, "", *hidden, gr.Button(visible=may_evaluate), gr.skip(), gr.Timer(active=goes_on)
 
 
 def _evaluated(run: Run) -> tuple[Any, ...]:
@@ -129,11 +135,12 @@ def _evaluated(run: Run) -> tuple[Any, ...]:
         views.runs_table(runs.list_runs()),
         "",
         views.evaluation(run),
-        gr.Row(visible=True),
+        gr.Column(visible=True),
         *(gr.DownloadButton(value=str(file)) for file in files),
         gr.Accordion(visible=True),
         views.report(run),
         gr.Button(visible=False),
+        gr.Dropdown(choices=_evaluated_ones()),
         gr.Timer(active=False),
     )
 
@@ -155,7 +162,9 @@ def _compared(names: list[str]) -> str:
     libraries.ready()
     from lorafit import comparison
 
-    folders = [watch.open_named(name).path for name in names or []]
+    if len(names or []) < 2:
+        raise DataError("Choose two runs or more.")
+    folders = [watch.open_named(name).path for name in names]
     with tempfile.TemporaryDirectory(dir=INCOMING) as out:
         found = comparison.compare(folders, Path(out))
         (figure,) = Path(out).glob("*.svg")

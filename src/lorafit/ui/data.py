@@ -172,7 +172,8 @@ def _examined(chosen: Choice | None, before: Examined | None) -> Examined:
     from lorafit import doctor
 
     try:
-        return chosen, views.findings(doctor.examine(chosen.recipe())), True
+        found = doctor.examine(chosen.recipe())
+        return chosen, views.findings(found), not found.errors
     except LorafitError as error:
         return chosen, views.refused(str(error)), False
 

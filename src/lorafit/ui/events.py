@@ -1,4 +1,4 @@
-"""What an event of the page is, and how it says no: the command line's sentence, in a box that stays until closed."""
+"""What an event of the page is, and how it says no: the command line's sentence, in a box in the corner."""
 
 import functools
 import traceback
@@ -9,6 +9,8 @@ import gradio as gr
 from markupsafe import escape
 
 from lorafit.errors import LorafitError
+
+_SECONDS_SHOWN = 20
 
 Event = dict[str, Any]
 """What Gradio is to do: "fn" with the values of "inputs", and what it returns into "outputs"."""
@@ -38,6 +40,12 @@ def event(function: Callable[..., Any], inputs: Any, outputs: Any, *, again: boo
     }
 
 
+def looking_at(element: str) -> Event:
+    """Return the event that brings an element into sight, in the browser alone."""
+    js = f"() => document.getElementById('{element}').scrollIntoView()"
+    return {"fn": None, "js": js, "show_progress": "hidden", "api_visibility": "private"}
+
+
 def _shown(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function of an event, whose refusals are shown; nothing else on the page changes then."""
 
@@ -56,4 +64,4 @@ def _shown(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refusal(sentence: str) -> gr.Error:
-    return gr.Error(str(escape(sentence)), duration=None, print_exception=False)
+    return gr.Error(str(escape(sentence)), duration=_SECONDS_SHOWN, print_exception=False)

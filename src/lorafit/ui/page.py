@@ -8,7 +8,7 @@ import gradio as gr
 from lorafit import __version__
 from lorafit.ui import ask, compare, data, libraries, panel, train, watch
 from lorafit.ui.choice import BUNDLED, Choice, bundled
-from lorafit.ui.events import event
+from lorafit.ui.events import event, looking_at
 from lorafit.ui.uploads import SECONDS_KEPT
 
 _HERE = Path(__file__).parent
@@ -33,8 +33,8 @@ def build() -> gr.Blocks:
         choice = gr.State(None)
         browser = gr.BrowserState({}, storage_key="lorafit", secret="not-a-secret")  # what a reload finds again
         gr.HTML(
-            '<header><h1>lorafit</h1><p class="note">Your texts with their labels become a classifier: choose data, '
-            f"train, see what was gained, try it. Version {__version__}.</p></header>"
+            '<header id="top"><h1>lorafit</h1><p class="note">Your texts with their labels become a classifier: choose '
+            f"data, train, see what was gained, try it. Version {__version__}.</p></header>"
         )
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("1 Data", id="data"):
@@ -48,9 +48,9 @@ def build() -> gr.Blocks:
                 ask_step = ask.build()
 
         choice.change(**event(_noted, [choice, browser], browser, again=True)).then(**train_step.fill)
-        data_step.onward.click(**event(lambda: gr.Tabs(selected="train"), None, tabs)).then(**train_step.measure).then(
-            **train_step.estimate
-        ).success(**train_step.tell)
+        onward = data_step.onward.click(**event(lambda: gr.Tabs(selected="train"), None, tabs))
+        onward.then(**looking_at("top"))
+        onward.then(**train_step.measure).then(**train_step.estimate).success(**train_step.tell)
         train.lead_to(train_step, panel_of_runs)
         panel_of_runs.run.change(**event(_noted_run, [panel_of_runs.run, browser], browser, again=True))
         train_tab.select(**event(_runs, panel_of_runs.run, panel_of_runs.run)).then(**panel_of_runs.follow)
@@ -75,7 +75,9 @@ def _lead(button: gr.Button, tab: str, tabs: gr.Tabs, run: gr.Dropdown, there: g
     def led(name: str | None) -> tuple[gr.Tabs, gr.Dropdown]:
         return gr.Tabs(selected=tab), gr.Dropdown(choices=[name] if name else [], value=name)
 
-    return button.click(**event(led, run, [tabs, there]))
+    led_there = button.click(**event(led, run, [tabs, there]))
+    led_there.success(**looking_at("top"))
+    return led_there
 
 
 def _noted(choice: Choice | None, browser: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Panel(NamedTuple):
 
 def build() -> Panel:
     """Put it onto the page."""
-    gr.HTML("<h2>Runs</h2>")
+    gr.HTML("<h2 id='runs'>Runs</h2>")
     run = gr.Dropdown(watch.names(), value=None, label="Run", info="Those under way come first.", interactive=True)
     status = gr.HTML()
     with gr.Row():

@@ -2,17 +2,17 @@
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from lorafit.errors import LorafitError, RecipeError
+from lorafit.errors import LorafitError, RecipeError, RunError
 from lorafit.files import storing
 from lorafit.runs import DEFAULT_ROOT
 from lorafit.ui import jobs, settings, views, watch
 from lorafit.ui.choice import Choice, as_command
-from lorafit.ui.events import Event, event
+from lorafit.ui.events import Event, event, looking_at
 from lorafit.ui.panel import Panel
 
 _NO_DATA = "Choose data in the first step."
@@ -41,6 +41,7 @@ def build(choice: gr.State) -> TrainStep:
     """Put the step onto the page."""
     no_data = gr.HTML(views.note(_NO_DATA))
     with gr.Column(visible=False) as form:
+        gr.HTML(views.note("All of it can stay as it is."))
         with gr.Row(elem_classes="fields"):
             name = gr.Textbox(label="Name of the run", info="Its folder below runs/.", max_lines=1, max_length=100)
             fields = settings.main_fields()
@@ -88,7 +89,7 @@ def build(choice: gr.State) -> TrainStep:
 
 def lead_to(step: TrainStep, panel: Panel) -> None:
     """Let the button begin a training, and the panel follow it."""
-    step.begin.click(**step.train(panel.run)).success(**panel.follow)
+    step.begin.click(**step.train(panel.run)).success(**panel.follow).success(**looking_at("runs"))
 
 
 def _filled(chosen: Choice | None, keys: list[str]) -> tuple[Any, ...]:
@@ -112,6 +113,12 @@ def _as_setting(name: str) -> str:
     except tomllib.TOMLDecodeError:
         return name
     return json.dumps(name, ensure_ascii=False)
+
+
+def _without_name(arguments: Sequence[str]) -> list[str]:
+    """Return a command's arguments without ``-s name=...``."""
+    names = [at for at, word in enumerate(arguments) if word.startswith("name=") and arguments[at - 1] == "-s"]
+    return [word for at, word in enumerate(arguments) if at not in names and at + 1 not in names]
 
 
 def _command(chosen: Choice, name: str, values: Values) -> str:
@@ -157,5 +164,9 @@ def _begun(chosen: Choice, name: str, values: Values) -> tuple[Any, ...]:
     _arguments(chosen, name, values)
     with storing(DEFAULT_ROOT / name):  # which may be too long
         free = jobs.free_name(name)
-    job = jobs.begin(free, _arguments(chosen, free, values), fresh=True)
+    arguments = _arguments(chosen, free, values)
+    for other in jobs.under_way():  # a second press would train the same once more
+        if _without_name(other.arguments) == _without_name(arguments):
+            raise RunError(f"{DEFAULT_ROOT / other.name} is being trained with these very settings.")
+    job = jobs.begin(free, arguments, fresh=True)
     return gr.Dropdown(choices=watch.names(), value=job.name), jobs.free_name(chosen.recipe().name), ""

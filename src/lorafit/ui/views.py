@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lorafit.explain import Explanation
 
 _MOST_CLASSES = 20
-_MOST_BARS = 8  # of probabilities, the largest first
+_MOST_BARS = 8  # of probabilities
 _FIGURES = {
     "accuracy_bar": "Accuracy and macro F1 of each classifier on the same test texts, with 95% intervals.",
     "accuracy_line": "Validation accuracy by epoch.",
@@ -83,7 +83,23 @@ def evaluation(run: Run) -> str:
     files = {name: run.path / "figures" / f"{name}.svg" for name in _FIGURES}
     drawn = {name: Markup(as_inline(file.read_text("utf-8"))) for name, file in files.items() if file.is_file()}
     table = _table(overview.of_scores(scores["test"]), f"Scores on {scores['test']['n']:,} test texts")
-    return _render("evaluation", verdict=verdict(scores), table=table, drawn=drawn, captions=_FIGURES)
+    return _render(
+        "evaluation",
+        right=right_answers(scores["test"]),
+        verdict=verdict(scores),
+        table=table,
+        drawn=drawn,
+        captions=_FIGURES,
+    )
+
+
+def right_answers(test: dict[str, Any]) -> str:
+    """Return a sentence on how many test texts were answered right; `test` is what `scores.json` holds under it.
+
+    >>> right_answers({"n": 105, "adapted": {"accuracy": 75 / 105}})
+    'Right on 75 of 105 texts that it had not seen.'
+    """
+    return f"Right on {test['n'] * test['adapted']['accuracy']:,.0f} of {test['n']:,} texts that it had not seen."
 
 
 def report(run: Run) -> str:
@@ -103,9 +119,25 @@ def answer(labels: Sequence[str], adapted: dict[str, Any], base: dict[str, Any])
     """Return the probabilities as bars, base beside adapted; both as `Classifier.predict` gives them."""
     chance = {who: {label: found[f"{label}_prob"] for label in labels} for who, found in _both(adapted, base)}
     given = {who: given_labels(found) for who, found in _both(adapted, base)}
-    order = sorted(labels, key=lambda label: -chance["adapted"][label])
+    order = list(labels)  # few stay where they are, question after question
+    if len(order) > _MOST_BARS:
+        order.sort(key=lambda label: -chance["adapted"][label])
     left_out = max(0, len(order) - _MOST_BARS)
     return _render("answer", labels=order[:_MOST_BARS], chance=chance, given=given, left_out=left_out)
+
+
+def answers(labels: Sequence[str], given: Sequence[dict[str, Any]]) -> str:
+    """Return many answers as a table, the label first: on a phone the rest may be out of sight."""
+    rows = [
+        [
+            ", ".join(given_labels(answer)) or "no label",
+            answer["text"],
+            *(f"{100 * answer[f'{label}_prob']:.1f}%" for label in labels),
+        ]
+        for answer in given
+    ]
+    shown = overview.Overview(("label", "text", *labels), rows)
+    return _table(shown, f"{len(rows):,} answers")
 
 
 def given_labels(answer: dict[str, Any]) -> list[str]:
