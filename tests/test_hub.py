@@ -204,7 +204,7 @@ def test_numbers_of_a_data_set_are_its_own_names_whatever_the_training_or_the_na
     stars = data.clean(data.open_source("hub:acme/stars"))
     assert [stars.labels[label_id] for label_id in stars.label_ids] == ["1", "0", "0"]
     publish_labels(published, "acme/unknown", ["1", "2"], [0, 1, -1])
-    with pytest.raises(DataError, match=r"1 of 2 rows have no label in column 'label' .row 3,"):
+    with pytest.raises(DataError, match=r"1 of 3 rows have no label in column 'label' .row 3,"):
         data.clean(data.open_source("hub:acme/unknown"))
 
 

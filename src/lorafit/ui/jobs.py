@@ -8,6 +8,7 @@ runs/.page/
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,15 +157,16 @@ def turn() -> str:
 
 
 def free_name(wanted: str) -> str:
-    """Return the name, or the first of NAME-2, NAME-3, ... under which there is no run yet, and nobody begins one.
+    """Return the name, or the first that counts on from it under which there is no run yet, and nobody begins one.
 
     >>> free_name("reviews")
     'reviews-2'
     """
-    number, name = 1, wanted
+    first, number = _counted(wanted)
+    name = wanted
     while not _is_free(name):
         number += 1
-        name = f"{wanted}-{number}"
+        name = f"{first}-{number}"
     return name
 
 
@@ -199,6 +201,12 @@ def break_estimates_off() -> None:
     """End all estimates: something begins that would make them wrong, or the page ends."""
     for process in list(_estimates):
         process.terminate()
+
+
+def _counted(name: str) -> tuple[str, int]:
+    """Return a name without the number that it ends with, and this number; 1 where it has none, or a year."""
+    first, _, number = name.rpartition("-")
+    return (first, int(number)) if first and re.fullmatch(r"[1-9]\d?", number) else (name, 1)
 
 
 def _is_free(name: str) -> bool:

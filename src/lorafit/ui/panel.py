@@ -10,7 +10,7 @@ from lorafit.ui.events import Event, event
 from lorafit.ui.watch import UNDER_WAY, Watched
 
 _SECONDS_BETWEEN_LOOKS = 1.0
-_LAST_OF_ONE_DIGIT = 9
+_LAST_AS_WORD = 19
 
 
 class Panel(NamedTuple):
@@ -85,8 +85,8 @@ def _nothing() -> tuple[Any, ...]:
 def _filled(watched: Watched) -> tuple[Any, ...]:
     return (
         views.status(watched),
-        gr.LinePlot(value=watched.losses, visible=len(watched.losses) > 1),
-        gr.LinePlot(value=_by_whole_epochs(watched.scores), visible=len(watched.scores) > 2),
+        gr.LinePlot(value=_by_whole("step", watched.losses), visible=len(watched.losses) > 1),
+        gr.LinePlot(value=_by_whole("epoch", watched.scores), visible=len(watched.scores) > 2),
         gr.Button("Stop", visible=watched.can_stop, interactive=True),
         gr.Button(visible=watched.can_resume),
         gr.Button(visible=watched.state == "finished"),
@@ -95,11 +95,11 @@ def _filled(watched: Watched) -> tuple[Any, ...]:
     )
 
 
-def _by_whole_epochs(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores with epochs as words while they have one digit: between numbers the axis would have halves."""
-    if scores["epoch"].max() > _LAST_OF_ONE_DIGIT:
-        return scores
-    return scores.astype({"epoch": str})
+def _by_whole(column: str, curve: pd.DataFrame) -> pd.DataFrame:
+    """Return a curve with the first steps or epochs as words: between few numbers the axis would have halves."""
+    if curve.empty or curve[column].max() > _LAST_AS_WORD:
+        return curve
+    return curve.assign(**{column: curve[column].map("{:2.0f}".format)})  # in this width their order is that of numbers
 
 
 def _mark(watched: Watched) -> tuple[Any, ...]:

@@ -41,7 +41,6 @@ def build(choice: gr.State) -> TrainStep:
     """Put the step onto the page."""
     no_data = gr.HTML(views.note(_NO_DATA))
     with gr.Column(visible=False) as form:
-        gr.HTML(views.note("All of it can stay as it is."))
         with gr.Row(elem_classes="fields"):
             name = gr.Textbox(label="Name of the run", info="Its folder below runs/.", max_lines=1, max_length=100)
             fields = settings.main_fields()
@@ -98,7 +97,14 @@ def _filled(chosen: Choice | None, keys: list[str]) -> tuple[Any, ...]:
     recipe = chosen.recipe()
     free = jobs.free_name(recipe.name)
     values = settings.shown_values(recipe, keys)
-    return (views.note(f"Data: {chosen}."), gr.Column(visible=True), free, *values, _command(chosen, free, {}), "")
+    return (
+        views.note(f"Data: {chosen}. All settings can stay as they are."),
+        gr.Column(visible=True),
+        free,
+        *values,
+        _command(chosen, free, {}),
+        "",
+    )
 
 
 def _changes(chosen: Choice, name: str, values: Values) -> list[str]:
@@ -169,4 +175,4 @@ def _begun(chosen: Choice, name: str, values: Values) -> tuple[Any, ...]:
         if _without_name(other.arguments) == _without_name(arguments):
             raise RunError(f"{DEFAULT_ROOT / other.name} is being trained with these very settings.")
     job = jobs.begin(free, arguments, fresh=True)
-    return gr.Dropdown(choices=watch.names(), value=job.name), jobs.free_name(chosen.recipe().name), ""
+    return gr.Dropdown(choices=watch.names(), value=job.name), job.name, ""
