@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -392,6 +393,14 @@ def test_what_others_wrote_is_text_on_the_page(trained: Path) -> None:
     shown = views.report(runs.Run(trained))
     assert "&lt;html" in shown  # all of it stands in the frame's own attribute
     assert "<html" not in shown
+
+
+def test_answers_to_pairs_show_both_texts() -> None:
+    answer = {"text": "one", "text_pair": "other", "a_prob": 0.25, "b_prob": 0.75, "labels": ["b"]}
+    shown = views.answers(["a", "b"], [answer, answer | {"labels": []}])
+    cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", shown)
+    assert cells[:5] == ["label", "text", "second text", "a", "b"]
+    assert cells[5:] == ["b", "one", "other", "25.0%", "75.0%", "no label", "one", "other", "25.0%", "75.0%"]
 
 
 # The server

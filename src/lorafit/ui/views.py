@@ -128,15 +128,16 @@ def answer(labels: Sequence[str], adapted: dict[str, Any], base: dict[str, Any])
 
 def answers(labels: Sequence[str], given: Sequence[dict[str, Any]]) -> str:
     """Return many answers as a table, the label first: on a phone the rest may be out of sight."""
+    texts = [name for name in ("text", "text_pair") if name in given[0]]
     rows = [
         [
             ", ".join(given_labels(answer)) or "no label",
-            answer["text"],
+            *(answer[name] for name in texts),
             *(f"{100 * answer[f'{label}_prob']:.1f}%" for label in labels),
         ]
         for answer in given
     ]
-    shown = overview.Overview(("label", "text", *labels), rows)
+    shown = overview.Overview(("label", *("text", "second text")[: len(texts)], *labels), rows)
     return _table(shown, f"{len(rows):,} answers")
 
 
