@@ -28,7 +28,7 @@ import gradio as gr
 from lorafit import recipe as recipes
 from lorafit import runs, tables
 from lorafit.errors import DataError, LorafitError, RunError, StorageError
-from lorafit.ui import choice, events, jobs, settings, train, uploads, views, watch
+from lorafit.ui import choice, data, events, jobs, settings, train, uploads, views, watch
 from lorafit.ui.choice import Choice
 from tests.conftest import Said, mount_small_disk
 
@@ -107,6 +107,13 @@ def test_fields_that_nobody_touched_change_nothing_and_others_what_they_say() ->
         touched = shown | {"adapter.rank": "4", "adapter.targets": "attention", "data.test_source": "x, y.csv"}
         again = choice.bundled(shipped).recipe(settings.changed(made, touched))
         assert (again.adapter.rank, again.adapter.targets, again.data.test_source) == (4, "attention", "x, y.csv")
+
+
+def test_what_a_reload_finds_again_gives_way_to_what_was_chosen_meanwhile() -> None:
+    found = ("found",) * 11
+    assert data._if_nothing_chosen(found, None) == found
+    for given, chosen in ((found, choice.bundled("demo")), (None, None)):
+        assert data._if_nothing_chosen(given, chosen) == (gr.skip(),) * 11
 
 
 # Uploads

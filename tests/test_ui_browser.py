@@ -389,3 +389,6 @@ def test_the_keyboard_alone_asks_a_question(visit_museum: Callable[..., Visitor]
     assert "With the adapter" in visitor.see("section.answer").inner_text()
     outline = visitor.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline != "none"  # what is reached is seen
+    keyboard.press("Shift+Tab")
+    keyboard.type(" of another film")
+    visitor.page.wait_for_function("!document.querySelector('section.answer')")  # it was of the other text

@@ -172,8 +172,7 @@ def _examined(chosen: Choice | None, before: Examined | None) -> Examined:
     from lorafit import doctor
 
     try:
-        found = doctor.examine(chosen.recipe())
-        return chosen, views.findings(found), not found.errors
+        return chosen, views.findings(doctor.examine(chosen.recipe())), True
     except LorafitError as error:
         return chosen, views.refused(str(error)), False
 

@@ -50,7 +50,7 @@ def build() -> gr.Blocks:
         choice.change(**event(_noted, [choice, browser], browser, again=True)).then(**train_step.fill)
         onward = data_step.onward.click(**event(lambda: gr.Tabs(selected="train"), None, tabs))
         onward.then(**looking_at("top"))
-        onward.then(**train_step.measure).then(**train_step.estimate).success(**train_step.tell)
+        train_step.tell_time(onward.then)
         train.lead_to(train_step, panel_of_runs)
         panel_of_runs.run.change(**event(_noted_run, [panel_of_runs.run, browser], browser, again=True))
         train_tab.select(**event(_runs, panel_of_runs.run, panel_of_runs.run)).then(**panel_of_runs.follow)

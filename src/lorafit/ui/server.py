@@ -29,7 +29,7 @@ _SHORTEST_PASSWORD = 8
 _SECONDS_AFTER_A_WRONG_ONE = 1.0
 _SECONDS_TO_CLOSE = 2
 _UNREADABLE, _WRONG = 422, 400
-_ELSEWHERE = re.compile(r"/proxy=|/file=.*:/")
+_ELSEWHERE = re.compile(r"/proxy=|/file=\s*https?:", re.IGNORECASE)
 # Nothing comes from elsewhere, whatever Gradio or a text on the page would like to fetch.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "

@@ -27,12 +27,9 @@ class TrainStep(NamedTuple):
     begin: gr.Button
     fill: Event
     """Fills the settings anew, for the data chosen."""
-    measure: Event
-    """Says that the time is being measured."""
-    estimate: Event
-    """Measures it."""
-    tell: Event
-    """Tells it, unless another setting was changed meanwhile."""
+    tell_time: Callable[[Callable[..., Any]], None]
+    """Measures the time whenever a listener such as `button.click` hears something, and tells it unless another setting
+    was changed meanwhile."""
     train: Callable[[gr.Dropdown], Event]
     """Begins the training, and chooses its run in a dropdown."""
 
@@ -76,14 +73,19 @@ def build(choice: gr.State) -> TrainStep:
     changes = [field.change for field in (name, *fields.values())]
     gr.on(changes, **event(of_values(_recommanded), inputs, [command, estimated]) | {"trigger_mode": "always_last"})
     tell = event(_if_still_asked, [measured, command], estimated, again=True)
-    told = estimate.click(**measure).then(**estimating)
-    told.success(**tell)
-    told.failure(lambda: "", None, estimated, show_progress="hidden", api_visibility="private")
+    clear = event(lambda: "", None, estimated)
+
+    def tell_time(listen: Callable[..., Any]) -> None:
+        told = listen(**measure).then(**estimating)
+        told.success(**tell)
+        told.failure(**clear)
+
+    tell_time(estimate.click)
 
     def training(run: gr.Dropdown) -> Event:
         return event(of_values(_begun), inputs, [run, name, estimated])
 
-    return TrainStep(begin, fill, measure, estimating, tell, training)
+    return TrainStep(begin, fill, tell_time, training)
 
 
 def lead_to(step: TrainStep, panel: Panel) -> None:
