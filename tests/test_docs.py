@@ -30,6 +30,7 @@ COMMANDS = (
     "prepare",
     "doctor",
     "train",
+    "sweep",
     "evaluate",
     "compare",
     "predict",

@@ -5,10 +5,26 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lorafit import baselines, card, checks, evaluation, predict, predictions, report, runtime, tasks, tokens
+import numpy as np
+
+from lorafit import (
+    baselines,
+    card,
+    checks,
+    encoders,
+    evaluation,
+    predict,
+    predictions,
+    prefix,
+    report,
+    runtime,
+    tasks,
+    tokens,
+)
 from lorafit.console import say
 from lorafit.errors import RunError
 from lorafit.files import sha256_of
+from lorafit.predict import Classifier
 from lorafit.predictions import Predictions
 from lorafit.prepared import Prepared
 from lorafit.runs import Run
@@ -90,17 +106,18 @@ def _found(run: Run, weights: str) -> tuple[dict[str, Any], Predictions] | None:
 
 def _ask(run: Run, found: Prepared, weights: str) -> tuple[dict[str, Any], Predictions]:
     """Return scores and answers of base and adapted; seeds that the same adapter stood for stay."""
-    classifier = predict.Classifier.load(
+    classifier = Classifier.load(
         run.path, precision=run.record["runtime"]["precision"], threads=run.recipe.training.threads
     )
     made = checks.check(run.adapter)
+    base, adapted = _logits(run, classifier, found)
     test = evaluation.Test(
         texts=found.test.texts,
         lengths=tokens.whole_lengths(found.test.texts, classifier.tokenizer),
         label_ids=found.test.label_ids,
         labels=found.labels,
-        base=classifier.logits(found.test.tokens, base=True),
-        adapted=classifier.logits(found.test.tokens),
+        base=base,
+        adapted=adapted,
         temperature=made.temperature if made else 1.0,
         thresholds=made.thresholds if made else None,
     )
@@ -112,6 +129,21 @@ def _ask(run: Run, found: Prepared, weights: str) -> tuple[dict[str, Any], Predi
     answers = Predictions(test.label_ids, test.given(), probabilities)
     _keep(run, scores, answers)
     return scores, answers
+
+
+def _logits(run: Run, classifier: Classifier, found: Prepared) -> list[np.ndarray]:
+    """Return what base and adapted give the test texts; over a prefix that is kept, which is one and the same."""
+    pad_id, where = classifier.tokenizer.pad_token_id, _where(run)
+    if not run.recipe.training.cache_prefix:
+        return [classifier.logits(found.test.tokens, base=base) for base in (True, False)]
+    given, files = [], encoders.locate(run.recipe.encoder.name)
+    for doing, model in (("Base", classifier.network(base=True)), ("Adapted", classifier.network())):
+        below = prefix.of(model, run.recipe.adapter.layers)
+        key = prefix.key_of(below, files, found.key, "test", where)
+        states = prefix.states(below, key, [found.test.tokens], pad_id, where)
+        with prefix.standing_in(below, states.table):
+            given.append(predict.logits(model, states.tokens[0], pad_id, where, doing))
+    return given
 
 
 def _add_baseline(name: str, run: Run, found: Prepared, scores: dict[str, Any], answers: Predictions) -> None:

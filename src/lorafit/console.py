@@ -27,6 +27,7 @@ from rich.text import Text
 from lorafit.errors import LorafitWarning
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+_is_talking = True
 _outer_bar: Progress | None = None  # a terminal has room for one live display
 SECONDS_BETWEEN_SENTENCES = 60
 
@@ -36,9 +37,21 @@ def silence() -> None:
     _stderr.quiet = True
 
 
+@contextmanager
+def without_sentences() -> Iterator[None]:
+    """Keep back what is said within, but for warnings and errors; bars are drawn."""
+    global _is_talking
+    before, _is_talking = _is_talking, False
+    try:
+        yield
+    finally:
+        _is_talking = before
+
+
 def say(sentence: str) -> None:
     """Print one sentence for the person who waits."""
-    _stderr.print(escape(sentence))
+    if _is_talking:
+        _stderr.print(escape(sentence))
 
 
 def complain(kind: str, sentence: str, style: str) -> None:

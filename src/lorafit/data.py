@@ -4,6 +4,8 @@ A source is explicit: ``bundled:imdb``, ``bundled:rotten-tomatoes``, ``hub:NAME[
 Nothing falls back in silence to another source.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -67,6 +69,12 @@ class Texts:
         if self.label_ids.ndim == 2:
             return np.asarray(self.label_ids.sum(axis=0))
         return np.bincount(self.label_ids, minlength=len(self.labels))
+
+
+def fingerprint_of(texts: Sequence[Text], labels: Sequence[str], label_ids: np.ndarray) -> str:
+    """Return a SHA-256 over texts, labels and label ids in their order: where it is the same, so are they."""
+    content = json.dumps([list(texts), list(labels), label_ids.tolist()])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def open_source(name: str, *, split: str = "train", refresh: bool = False) -> Source:

@@ -4,8 +4,6 @@ All scores are fractions. `accuracy` counts a text with several labels as right 
 recall and F1 are macro averages over the labels that the texts have.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array, hstack
 
-from lorafit import breakdown, calibration, curves, intervals, tasks
+from lorafit import breakdown, calibration, curves, data, intervals, tasks
 from lorafit.intervals import Interval
 
 _SCORES = ("accuracy", "f1", "precision", "recall", "loss")
@@ -50,8 +48,7 @@ class Test:
 
     def sha256(self) -> str:
         """Return a sum over texts, labels and label ids in their order: where it is the same, so is the test."""
-        content = json.dumps([list(self.texts), list(self.labels), self.label_ids.tolist()])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return data.fingerprint_of(self.texts, self.labels, self.label_ids)
 
     def given(self) -> dict[str, np.ndarray]:
         """Return the label ids that "base" and "adapted" give."""

@@ -2,56 +2,27 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from warnings import warn
 
-import numpy as np
-from peft import PeftModel
-
 from lorafit import (
-    adapter,
     assessment,
-    bundle,
-    calibration,
     checkpoints,
-    checks,
     data,
     encoders,
     evaluation,
-    guards,
-    padfree,
-    predict,
+    fitting,
     prepared,
-    proof,
     runs,
     runtime,
     splits,
     training,
 )
-from lorafit import recipe as recipes
-from lorafit.calibration import Calibration
-from lorafit.console import complain, duration, say
-from lorafit.errors import LorafitWarning, RecipeError, RunError, printable
-from lorafit.manifest import Manifest, Texts, Trained, Validation
+from lorafit.console import complain, say
+from lorafit.errors import LorafitWarning, RunError
 from lorafit.prepared import Prepared
 from lorafit.recipe import Data, Recipe
 from lorafit.runs import Run
-from lorafit.runtime import Runtime
-from lorafit.trainer import OnBatch
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """Everything that training needs, ready."""
-
-    model: Any
-    tokenizer: Any
-    files: encoders.Files
-    prepared: Prepared
-    where: Runtime
-    plan: training.Plan
 
 
 def fetch(recipe: Recipe) -> None:
@@ -96,7 +67,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def plan(recipe: Recipe) -> training.Plan:
     """Say what `train` would do, without doing it: parameters, tokens, steps, an estimate of the time."""
-    return _set_up(recipe, prepare(recipe)).plan
+    return fitting.set_up(recipe, prepare(recipe)).plan
 
 
 def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = False) -> Run:
@@ -117,20 +88,32 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
     found = prepare(recipe)
     if (path / "run.json").is_file() and not overwrite:
         return _already_there(runs.open_run(path), recipe, found)
-    setup = _set_up(recipe, found)
-    count = adapter.count(setup.model)
-    facts = {
-        "prepared": found.key,
-        "texts": {name: len(split) for name, split in found.splits.items()},
-        "overlaps": found.overlaps,
-        "parameters": {"trainable": count.trainable, "total": count.total},
-        "encoder_sha256": setup.files.sha256,
-        "runtime": runtime.as_record(setup.where),
-        "kernels": padfree.status(),
-        "machine": runtime.describe_machine(),
-    }
-    with runs.create(path, recipe, facts, overwrite=overwrite) as run, _naming_the_way_on(run):
-        return _fit(run, recipe, setup, resume=None)
+    setup = fitting.set_up(recipe, found)
+    with runs.create(path, recipe, fitting.facts(setup), overwrite=overwrite) as run, _naming_the_way_on(run):
+        fitting.hand_over(run, setup, fitting.learn(run, setup))
+    return run
+
+
+def try_out(recipe: Recipe, path: Path, on_validation: fitting.OnValidation) -> training.Outcome:
+    """Train as `train` does, but no further than the checkpoint: calibration, proof and bundle are left to `resume`.
+
+    What a killed process left of this recipe in the folder is gone on with; anything else gives way.
+
+    Args:
+        recipe: what the run is.
+        path: the run's folder.
+        on_validation: is told each epoch's number and scores; what it raises breaks the training off.
+
+    >>> try_out(recipe, Path("trial"), lambda epoch, scores: print(epoch, scores["accuracy"])).best["accuracy"]
+    """
+    left = runs.find_unfinished(path, recipe, but_for=["training.threads"])
+    if left is not None:
+        with left.locked():
+            setup, checkpoint = _as_it_was(left)
+            return fitting.learn(left, setup, checkpoint, on_validation)
+    setup = fitting.set_up(recipe, prepare(recipe))
+    with runs.create(path, recipe, fitting.facts(setup), overwrite=True) as run:
+        return fitting.learn(run, setup, on_validation=on_validation)
 
 
 def resume(path: Path | str, recipe: Recipe | None = None) -> Run:
@@ -151,7 +134,9 @@ def resume(path: Path | str, recipe: Recipe | None = None) -> Run:
         say(f"{run.path} is finished; there is nothing to go on with.")
         return run
     with run.locked(), _naming_the_way_on(run):
-        return _go_on(run)
+        setup, checkpoint = _as_it_was(run)
+        fitting.hand_over(run, setup, fitting.learn(run, setup, checkpoint))
+    return run
 
 
 def evaluate(run: Run, baselines: Sequence[str] = ()) -> evaluation.Comparison:
@@ -173,7 +158,8 @@ def evaluate(run: Run, baselines: Sequence[str] = ()) -> evaluation.Comparison:
     return evaluation.Comparison.from_record(assessment.assess(run, data_of, baselines))
 
 
-def _go_on(run: Run) -> Run:
+def _as_it_was(run: Run) -> tuple[fitting.Setup, Path | None]:
+    """Return what an unfinished run needs to go on, and the checkpoint from which."""
     found = data_of(run)
     if encoders.locate(run.recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
         raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
@@ -183,8 +169,7 @@ def _go_on(run: Run) -> Run:
         run.start_over()
     else:
         say(f"Going on from {checkpoint}.")
-    where = runtime.restore(run.record["runtime"])
-    return _fit(run, run.recipe, _set_up(run.recipe, found, where), resume=checkpoint)
+    return fitting.set_up(run.recipe, found, runtime.restore(run.record["runtime"])), checkpoint
 
 
 @contextmanager
@@ -262,164 +247,3 @@ def unchanged_data_of(run: Run) -> Prepared:
             "Train it anew with --overwrite."
         )
     return found
-
-
-def _set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> _Setup:
-    """Load the encoder, attach the adapter, and say what is going to happen."""
-    training.refuse_missing_trackers(recipe.training.report_to)
-    _refuse_thresholds(recipe, found)
-    guards.look_at_rate(recipe.training.learning_rate, recipe.training.lora_plus_ratio)
-    where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
-    files = encoders.locate(recipe.encoder.name)
-    tokenizer = encoders.load_tokenizer(files.folder, files.name)
-    encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
-    model = _attach(recipe, files, encoder)
-    adapter.speed_up(model, encoder.fresh, where)
-    planned = training.plan(
-        model, found.train.tokens, found.train.label_ids, recipe.training, tokenizer.pad_token_id, where
-    )
-    say(f"Encoder: {files.name}; {adapter.count(model)} train.")
-    if recipe.encoder.pooling == "mean":
-        say(
-            "The head reads the mean of the tokens. Only lorafit reads such an adapter: plain PEFT has the first token."
-        )
-    say(f"Labels: {', '.join(found.labels)}{'; a text may have several' if found.task == 'multi_label' else ''}")
-    say(
-        f"Training: {planned.tokens:,} tokens in {planned.steps:,} steps, {recipe.training.epochs} epochs; "
-        f"about {duration(planned.estimated_seconds)} on {where}; {padfree.status()}."
-    )
-    return _Setup(model, tokenizer, files, found, where, planned)
-
-
-def _refuse_thresholds(recipe: Recipe, found: Prepared) -> None:
-    if recipe.training.thresholds != "none" and found.task == "single_label" and len(found.labels) > 2:
-        raise RecipeError(
-            f'training.thresholds = "{recipe.training.thresholds}" is for two labels, or for several labels a text; '
-            f"here a text has one of {len(found.labels)}, and gets the most probable one. "
-            'Set training.thresholds = "none".'
-        )
-
-
-def _attach(recipe: Recipe, files: encoders.Files, encoder: encoders.Encoder) -> PeftModel:
-    return adapter.attach(
-        encoder.model,
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        dropout=recipe.adapter.dropout,
-        targets=recipe.adapter.targets,
-        fresh=encoder.fresh,
-        name=files.name,
-        layers=recipe.adapter.layers,
-        variant=recipe.adapter.variant,
-        init=recipe.adapter.init,
-        also_train=recipe.adapter.also_train,
-    )
-
-
-def _on_stored_base(recipe: Recipe, setup: _Setup) -> Any:
-    """Return the trained model with its base as it is stored, where the adapter's start has changed it."""
-    if recipe.adapter.init not in adapter.CHANGES_BASE:
-        return setup.model
-    labels, task = setup.prepared.labels, setup.prepared.task
-    started, base = (encoders.of_recipe(recipe, setup.files, labels, task) for _ in range(2))
-    model = adapter.as_plain_lora(setup.model, _attach(recipe, setup.files, started), base.model)
-    adapter.speed_up(model, base.fresh, setup.where)
-    model.to(setup.where.device)
-    held_out = setup.prepared.validation.texts
-    proof.refuse_other_answers(setup.model, model, held_out, setup.tokenizer, recipe.data, setup.where)
-    return model
-
-
-def _fit(run: Run, recipe: Recipe, setup: _Setup, resume: Path | None) -> Run:
-    """Train, save the bundle, and close the run's record."""
-    found = setup.prepared
-
-    def validate(model: Any, on_batch: OnBatch) -> dict[str, float]:
-        logits = _validation_logits(setup, model, "Validating", on_batch)
-        if not np.isfinite(logits).all():
-            raise guards.diverged("its answers are not numbers", recipe.training.learning_rate, run.checkpoints)
-        return asdict(evaluation.score(logits, found.validation.label_ids))
-
-    outcome = training.fit(
-        setup.model,
-        found.train.tokens,
-        found.train.label_ids,
-        recipe.training,
-        validate=validate,
-        validation_label_ids=found.validation.label_ids,
-        log=run.log,
-        folder=run.checkpoints,
-        pad_id=setup.tokenizer.pad_token_id,
-        where=setup.where,
-        seed=recipe.seed,
-        resume=resume,
-    )
-    fitted = _calibrate(recipe, setup)
-    say("Proving the adapter: a fresh process reads it back ...")
-    proved = proof.save(
-        run.adapter,
-        _on_stored_base(recipe, setup),
-        setup.tokenizer,
-        _manifest(recipe, setup, outcome, fitted),
-        found.validation.texts,
-        setup.where,
-    )
-    run.update(
-        state=runs.FINISHED,
-        best_epoch=outcome.best_epoch,
-        best_validation_accuracy=outcome.best["accuracy"],
-        temperature=fitted.temperature,
-        calibrated_validation_loss=fitted.loss,
-        steps=outcome.steps,
-        epochs=outcome.epochs,
-        seconds=round(run.seconds, 1),
-        tokens=run.tokens,
-        peak_memory_bytes=runtime.peak_memory_bytes(),
-        adapter_bytes=(run.adapter / checks.WEIGHTS).stat().st_size,
-    )
-    say(
-        f"Trained in {duration(run.seconds)}: validation accuracy {outcome.best['accuracy']:.4f} in the best epoch, "
-        f"number {outcome.best_epoch}. The adapter lies in {run.adapter}; read back, its logits are within "
-        f"{proved.gap:.1g}."
-    )
-    return run
-
-
-def _validation_logits(setup: _Setup, model: Any, doing: str, on_batch: OnBatch = lambda: None) -> np.ndarray:
-    held_out, pad_id = setup.prepared.validation.tokens, setup.tokenizer.pad_token_id
-    return predict.logits(model, held_out, pad_id, setup.where, doing, on_batch)
-
-
-def _calibrate(recipe: Recipe, setup: _Setup) -> Calibration:
-    """Fit on the validation texts, and fold the temperature into the head; no checkpoint ever holds that one."""
-    logits = _validation_logits(setup, setup.model, "Calibrating")
-    fitted = calibration.fit(logits, setup.prepared.validation.label_ids, thresholds=recipe.training.thresholds == "f1")
-    adapter.fold_temperature(setup.model, fitted.temperature)
-    say(f"Calibrated: {fitted}.")
-    return fitted
-
-
-def _manifest(recipe: Recipe, setup: _Setup, outcome: training.Outcome, fitted: Calibration) -> Manifest:
-    described = recipes.without_folders(recipe)
-    return Manifest(
-        base=bundle.identity(setup.files),
-        labels=setup.prepared.labels,
-        task=setup.prepared.task,
-        text_pair=setup.prepared.text_pair,
-        max_tokens=recipe.data.max_tokens,
-        long_text=recipe.data.long_text,
-        pooling=recipe.encoder.pooling,
-        html=recipe.data.html,
-        temperature=fitted.temperature,
-        thresholds=fitted.thresholds,
-        seed=recipe.seed,
-        training=Trained(
-            data=printable(described["data"]["source"]),
-            recipe=described,
-            texts=Texts(**{name: len(split) for name, split in setup.prepared.splits.items()}),
-            best_epoch=outcome.best_epoch,
-            validation=Validation(**{name: outcome.best[name] for name in ("accuracy", "f1", "loss")}),
-            precision=setup.where.precision,
-            packages=runtime.describe_machine()["packages"],
-        ),
-    )

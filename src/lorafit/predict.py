@@ -113,9 +113,16 @@ class Classifier:
     'pos'
     """
 
-    def __init__(self, reader: Reader, engine: Engine, backend: str, load: Callable[[], Loaded] | None = None) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        engine: Engine,
+        backend: str,
+        load: Callable[[], Loaded] | None = None,
+        network: torch.nn.Module | None = None,
+    ) -> None:
         self._reader, self._backend, self._load_adapter = reader, backend, load
-        self._engines = {"adapted": engine}
+        self._engines, self._networks = {"adapted": engine}, {"adapted": network}
 
     @classmethod
     def load(
@@ -160,8 +167,9 @@ class Classifier:
     @classmethod
     def _of_adapter(cls, load: Callable[[], Loaded], where: Runtime) -> "Classifier":
         loaded = load()
-        engine = lorafits_own(loaded.model.merge_and_unload(), loaded.fresh, where, loaded.manifest.long_text)
-        return cls(loaded, engine, where.precision, load)
+        network = loaded.model.merge_and_unload()
+        engine = lorafits_own(network, loaded.fresh, where, loaded.manifest.long_text)
+        return cls(loaded, engine, where.precision, load, network)
 
     @classmethod
     def _of_export(cls, folder: Path, precision: str, threads: int) -> "Classifier":
@@ -203,6 +211,18 @@ class Classifier:
             BundleError: an export has none.
         """
         return self._load().model
+
+    def network(self, *, base: bool = False) -> torch.nn.Module:
+        """Return what lorafit's own engine computes with, merged, cast and without padding; of `base` likewise.
+
+        Raises:
+            BundleError: an export has none.
+        """
+        self._engine(base)
+        found = self._networks["base" if base else "adapted"]
+        if found is None:
+            raise _no_adapter()
+        return found
 
     @property
     def reader(self) -> Reader:
@@ -269,6 +289,7 @@ class Classifier:
             loaded.model.base_model.disable_adapter_layers()
             where = runtime.choose(self._backend, torch.get_num_threads())
             self._engines["base"] = lorafits_own(loaded.model, loaded.fresh, where, loaded.manifest.long_text)
+            self._networks["base"] = loaded.model
         return self._engines["base" if base else "adapted"]
 
     def _read(self, texts: Sequence[Text]) -> Tokens:
@@ -332,8 +353,12 @@ class Classifier:
 
     def _load(self) -> Loaded:
         if self._load_adapter is None:
-            raise BundleError("An export holds no adapter and no untrained head: ask the bundle that it was made of.")
+            raise _no_adapter()
         return self._load_adapter()
+
+
+def _no_adapter() -> BundleError:
+    return BundleError("An export holds no adapter and no untrained head: ask the bundle that it was made of.")
 
 
 def open_export(

@@ -5,6 +5,7 @@ A recipe is a TOML file. Keys that this version does not serve are refused, neve
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -221,6 +222,8 @@ class Training(_Table):
     """Stop after this many epochs without gain; 0 = off."""
     checkpoint_every: PositiveInt | Literal["epoch"] = "epoch"
     """"epoch", or a number of steps."""
+    cache_prefix: bool = False
+    """Keep on disk what the frozen layers below `adapter.layers = "top:K"` give, which is the same in every epoch."""
     report_to: list[Name] = []
     """transformers' trackers: tensorboard, mlflow, wandb, ..."""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -251,6 +254,22 @@ class Recipe(_Table):
     encoder: Encoder = Encoder()
     adapter: Adapter = Adapter()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _a_prefix_is_frozen(self) -> "Recipe":
+        if self.training.cache_prefix and self.adapter.layers == "all":
+            raise ValueError(
+                "training.cache_prefix = true keeps what the layers below the lowest adapter give, and "
+                'adapter.layers = "all" leaves none. Set adapter.layers to "top:K", such as "top:3", or '
+                "training.cache_prefix = false"
+            )
+        if self.training.cache_prefix and self.encoder.dropout != 0:
+            raise ValueError(
+                f"training.cache_prefix = true needs layers that give the same in every epoch, and encoder.dropout = "
+                f"{_as_toml(self.encoder.dropout)} changes that. Set encoder.dropout = 0.0, or training.cache_prefix = "
+                "false"
+            )
+        return self
 
 
 def load(path: Path | str, overrides: tuple[str, ...] = (), *, small: bool = False) -> Recipe:
@@ -305,6 +324,31 @@ def from_values(values: dict[str, Any], overrides: tuple[str, ...] = (), *, plac
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"{place}: {_explained(error)}") from None
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any], place: str = "recipe") -> Recipe:
+    """Return the recipe with other values at some keys; `place` names where they come from in errors.
+
+    >>> changed(Recipe(), {"adapter.rank": 4}).adapter.rank
+    4
+    """
+    values = recipe.model_dump()
+    for key, value in changes.items():
+        values = _merged(values, _nested(key, value))
+    return from_values(values, place=place)
+
+
+def refuse_unknown(key: str, place: str) -> None:
+    """Refuse the name of a key that recipes don't have, such as "adapter.rnk"; `place` says where it stands.
+
+    Raises:
+        RecipeError: names the nearest right one.
+    """
+    tables = [name for name in _PATHS if any(other.startswith(f"{name}.") for other in _PATHS)]
+    if key in tables:
+        raise RecipeError(f"{place}: {key} is a table of a recipe, not a key, such as {key}.{_first_key(key)}.")
+    if key not in _PATHS:
+        raise RecipeError(f"{place}: {key} is no key of a recipe.{_suggestion(key.split('.'))}")
 
 
 def for_file(file: Path, text: str, label: str, overrides: tuple[str, ...] = (), *, text_pair: str = "") -> Recipe:
@@ -379,7 +423,11 @@ def _parsed(override: str) -> dict[str, Any]:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word such as hub:bert-base-cased
-    for part in reversed(key.strip().split(".")):
+    return _nested(key.strip(), value)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)
 
@@ -402,6 +450,10 @@ def _explained(error: ValidationError) -> str:
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
     return f"{key} = {_as_toml(fault['input'])}: {_needed(key, error)}."
+
+
+def _first_key(table: str) -> str:
+    return next(key for key in _PATHS if key.startswith(f"{table}.")).removeprefix(f"{table}.")
 
 
 def _suggestion(place: list[str]) -> str:

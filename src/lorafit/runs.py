@@ -15,7 +15,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -277,10 +277,10 @@ def refuse_changed(run: Run, recipe: Recipe | None = None) -> None:
         )
 
 
-def find_unfinished(path: Path, recipe: Recipe) -> Run | None:
-    """Return the run in a folder if it is one of this recipe that did not come to its end."""
+def find_unfinished(path: Path, recipe: Recipe, but_for: Collection[str] = ()) -> Run | None:
+    """Return the run in a folder if it is one of this recipe, but for some keys, that did not come to its end."""
     run = Run(path)
-    if not (path / "run.json").is_file() or run.finished or changed_keys(run.recipe, recipe):
+    if not (path / "run.json").is_file() or run.finished or set(changed_keys(run.recipe, recipe)) - set(but_for):
         return None
     return run
 
@@ -298,14 +298,15 @@ def changed_keys(old: Recipe, new: Recipe) -> list[str]:
     >>> changed_keys(Recipe(), Recipe(seed=1))
     ['seed']
     """
-    before, after = dict(_flat(old.model_dump())), dict(_flat(new.model_dump()))
+    before, after = dict(flat(old.model_dump())), dict(flat(new.model_dump()))
     return [key for key in after if before.get(key) != after[key]]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the values of nested tables by their whole keys, such as "adapter.rank"."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

@@ -70,7 +70,7 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
     keep_few_shapes()
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = threads or _usable_cores()
+    threads = threads or usable_cores()
     torch.set_num_threads(threads)
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise RecipeError('encoder.precision = "bf16": this GPU does not have it. Set it to "auto" or "fp32".')
@@ -128,7 +128,7 @@ def describe_machine() -> dict[str, Any]:
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "system": platform.platform(),
         "processor": processor(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
@@ -181,7 +181,8 @@ def keep_freed_memory() -> None:
             mallopt(number, value)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     from joblib import cpu_count  # which sees a container's quota too
 
     return int(cpu_count())

@@ -1,4 +1,4 @@
-"""Commands from data to scores: demo, init, fetch, prepare, doctor, train, evaluate, compare, runs."""
+"""Commands from data to scores: demo, init, fetch, prepare, doctor, train, sweep, evaluate, compare, runs."""
 
 import json
 from pathlib import Path
@@ -191,6 +191,41 @@ def train(
         return
     run = pipeline.train(chosen, out, overwrite=overwrite)
     console.say(f"What did it gain? lorafit evaluate {run.path}")
+
+
+@app.command()
+def sweep(
+    recipe_file: RecipeFile,
+    space_file: Annotated[
+        Path, typer.Option("--space", metavar="SPACE", help="What keys of the recipe may be, as TOML.")
+    ],
+    trials: Annotated[int, typer.Option("--trials", metavar="N", help="How many trials in all.")] = 20,
+    settings: Overrides = None,
+    small: Small = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="The sweep's folder. [default: sweeps/NAME]")
+    ] = None,
+    storage: Annotated[
+        str, typer.Option("--storage", metavar="URL", help="The study's database. [default: SQLite in the folder]")
+    ] = "",
+    _: Quiet = False,
+) -> None:
+    """Search for the best recipe, on validation texts (pip install 'lorafit[sweep]').
+
+    Poor trials are stopped early. What was interrupted goes on with the same command; a second process that runs it too
+    takes trials of its own. The best trial's run is finished, and asked about the test texts once.
+    """
+    from lorafit import recipe
+    from lorafit import sweep as search
+    from lorafit.sweep import space
+
+    chosen = recipe.load(recipe_file, tuple(settings or ()), small=small)
+    found = search.run(chosen, space.load(space_file, chosen), trials, out, storage)
+    if found.best is not None:
+        print_evaluation(found.best)
+        console.say(
+            f"The report lies in {found.folder / 'report.html'}, the best recipe in {found.folder / search.BEST}."
+        )
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """A run -> a page, the same as Markdown, and figures: to be read without us."""
 
-from lorafit.files import storing
+from pathlib import Path
+
+from lorafit.files import storing, write_text
 from lorafit.report import markdown, page
 from lorafit.report.blocks import Report
 from lorafit.report.figures import accuracy_bar, accuracy_line
@@ -9,7 +11,17 @@ from lorafit.report.style import as_svg, drawing
 from lorafit.report.verdict import UNTRAINED, four_lines, verdict
 from lorafit.runs import Run
 
-__all__ = ["UNTRAINED", "accuracy_bar", "accuracy_line", "four_lines", "is_whole", "remove", "verdict", "write"]
+__all__ = [
+    "UNTRAINED",
+    "accuracy_bar",
+    "accuracy_line",
+    "four_lines",
+    "is_whole",
+    "remove",
+    "verdict",
+    "write",
+    "write_pages",
+]
 
 
 def write(run: Run) -> None:
@@ -22,10 +34,18 @@ def write(run: Run) -> None:
     """
     remove(run)
     with drawing():
-        report = report_of(run)
-        svgs = _write_figures(run, report)
-    run.write("report.html", page.as_html(report, svgs))
-    run.write("report.md", markdown.as_markdown(report))
+        write_pages(run.path, report_of(run))
+
+
+def write_pages(folder: Path, report: Report) -> None:
+    """Write a report's page, the same as Markdown, and its figures into a folder; call it within `drawing`.
+
+    Raises:
+        StorageError: a disk that is full or not writable.
+    """
+    svgs = _write_figures(folder / "figures", report)
+    write_text(folder / "report.html", page.as_html(report, svgs))
+    write_text(folder / "report.md", markdown.as_markdown(report))
 
 
 def remove(run: Run) -> None:
@@ -38,9 +58,8 @@ def is_whole(run: Run) -> bool:
     return (run.path / "report.md").is_file()
 
 
-def _write_figures(run: Run, report: Report) -> dict[str, str]:
+def _write_figures(folder: Path, report: Report) -> dict[str, str]:
     """Return each figure's SVG by its name."""
-    folder = run.path / "figures"
     with storing(folder):
         folder.mkdir(exist_ok=True)
         for picture in report.pictures:
@@ -48,5 +67,5 @@ def _write_figures(run: Run, report: Report) -> dict[str, str]:
             picture.figure.set_layout_engine("none")  # it has found the places; to do so again takes half the time
     svgs = {picture.name: as_svg(picture.figure, picture.name) for picture in report.pictures}
     for name, svg in svgs.items():
-        run.write(f"figures/{name}.svg", svg)
+        write_text(folder / f"{name}.svg", svg)
     return svgs

@@ -41,9 +41,9 @@ def accuracy_bar(test: dict[str, Any]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, 1.13)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    _title(figure, f"Accuracy and macro F1 on {test['n']:,} test texts")
+    title_of(figure, f"Accuracy and macro F1 on {test['n']:,} test texts")
     kinds = [Patch(color=MUTED, label="accuracy"), Patch(color=MUTED, alpha=0.45, label="macro F1")]
-    _legend_below(figure, kinds)
+    legend_below(figure, kinds)
     return figure
 
 
@@ -70,8 +70,8 @@ def accuracy_line(validations: list[dict[str, Any]], best_epoch: int) -> Figure:
     axes.set_xlabel("epoch")
     axes.set_xticks(epochs if len(epochs) <= 12 else epochs[:: len(epochs) // 8])
     axes.set_ylim(min(0.4, *accuracy) - 0.02, 1.06)
-    _title(figure, "Validation accuracy by epoch")
-    _legend_below(figure, axes.get_lines())
+    title_of(figure, "Validation accuracy by epoch")
+    legend_below(figure, axes.get_lines())
     return figure
 
 
@@ -91,9 +91,9 @@ def reliability(calibration: dict[str, Any]) -> Figure:
     width = 0.8 / max(15, len(bins))
     counts.bar([line["confidence"] for line in bins], [line["count"] for line in bins], width, color=ADAPTED)
     axes.set(ylim=(0, 1.03), ylabel="share that is right")
-    _title(figure, "Confidence against accuracy")
+    title_of(figure, "Confidence against accuracy")
     counts.set(xlabel="confidence: the probability of the label given", ylabel="answers", xlim=(0, 1.03))
-    _legend_below(figure, axes.get_lines())
+    legend_below(figure, axes.get_lines())
     return figure
 
 
@@ -120,7 +120,7 @@ def confusion(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
     axes.set_yticks(range(size), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    _title(figure, "Confusion matrix: texts")
+    title_of(figure, "Confusion matrix: texts")
     return figure
 
 
@@ -134,8 +134,8 @@ def roc(curves: dict[str, Any], mean: dict[str, Any] | None = None) -> Figure:
         for curve, look in zip(drawn, _looks(len(curves)), strict=False)
     ]
     axes.set(xlabel="share of other texts given the label", ylabel="share of its own texts given it")
-    _title(figure, "ROC curves")
-    _legend_below(figure, lines, _numbered(curves, [curve["roc"]["auc"] for curve in drawn]))
+    title_of(figure, "ROC curves")
+    legend_below(figure, lines, _numbered(curves, [curve["roc"]["auc"] for curve in drawn]))
     return figure
 
 
@@ -151,8 +151,8 @@ def precision_recall(curves: dict[str, Any], mean: dict[str, Any] | None = None)
         for curve, look in zip(drawn, _looks(len(curves)), strict=False)
     ]
     axes.set(xlabel="recall", ylabel="precision")
-    _title(figure, "Precision-recall curves")
-    _legend_below(figure, lines, _numbered(curves, [curve["pr"]["average_precision"] for curve in drawn]))
+    title_of(figure, "Precision-recall curves")
+    legend_below(figure, lines, _numbered(curves, [curve["pr"]["average_precision"] for curve in drawn]))
     return figure
 
 
@@ -197,15 +197,16 @@ def by_length(bins: Sequence[dict[str, Any]]) -> Figure:
         ylabel="accuracy",
     )
     axes.grid(axis="y", linewidth=0.6, color=LINE)
-    _title(figure, "Accuracy by length")
+    title_of(figure, "Accuracy by length")
     return figure
 
 
-def _title(figure: Figure, title: str) -> None:
+def title_of(figure: Figure, title: str) -> None:
+    """Put a figure's title on its left."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
-def _legend_below(figure: Figure, lines: Sequence[Line2D | Patch], names: Sequence[str] | None = None) -> None:
+def legend_below(figure: Figure, lines: Sequence[Line2D | Patch], names: Sequence[str] | None = None) -> None:
     """Put a legend under a figure, which grows by it."""
     names = names or [str(line.get_label()) for line in lines]
     longest = max(map(len, names))

@@ -1,0 +1,151 @@
+"""A search over recipes that shares work: trials in one study, each a run that stops before it hands anything over.
+
+sweeps/NAME/
+  study.db         the study, Optuna's own, unless it lies in another database
+  trials/0007/     a run folder a trial; the best one is finished, and evaluated: the test set's one look
+  best.toml        the best trial's recipe: it trains to the same adapter again
+  trials.csv       a row a trial
+  report.html, report.md, figures/    what the search found, and out of how many
+
+Trials are compared on validation texts only. What a killed process leaves, the next one goes on with, to the same
+trials; a second process takes trials of its own.
+"""
+
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafit import pipeline
+from lorafit import recipe as recipes
+from lorafit.console import complain, duration, say, without_sentences
+from lorafit.errors import EncoderError, LorafitWarning, RecipeError, RunError
+from lorafit.files import storing, write_text
+from lorafit.recipe import Recipe
+from lorafit.runs import Run
+from lorafit.sweep import outcome, studies
+from lorafit.sweep.space import Space, shown
+from lorafit.sweep.studies import Study, Trial
+
+DEFAULT_ROOT = Path("sweeps")
+BEST = "best.toml"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a search left.
+
+    Attributes:
+        folder: the sweep's.
+        trials: all of them.
+        best: the run of the best trial, evaluated; None while other processes still work on trials, or where the best
+            one lies on another machine.
+    """
+
+    folder: Path
+    trials: list[Trial]
+    best: Run | None
+
+
+def run(recipe: Recipe, space: Space, trials: int, out: Path | str | None = None, storage: str = "") -> Swept:
+    """Return the search, carried on until it has had `trials` trials, those of earlier and other processes included.
+
+    Args:
+        recipe: what every trial is, but for the keys in the space.
+        space: what these keys may be.
+        trials: how many in all.
+        out: the sweep's folder; by default sweeps/NAME.
+        storage: the study's database, as Optuna takes it; by default SQLite in the folder.
+
+    Raises:
+        RecipeError: fewer than one trial, or a database that can't be opened.
+        RunError: the study is one of another recipe or space, or no trial came to its end.
+        LorafitError: Optuna is not installed.
+
+    >>> run(recipe.load("recipes/demo.toml"), space.load("recipes/spaces/demo.toml", recipe), trials=20)
+    """
+    studies.refuse_missing()
+    if trials < 1:
+        raise RecipeError(f"A sweep needs at least one trial; asked for was {trials}.")
+    folder = Path(out) if out else DEFAULT_ROOT / recipe.name
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    study = studies.opened(recipe, space, folder, storage)
+    pipeline.prepare(recipe)  # what is wrong with the data is said before the first trial, and once
+    try:
+        while (trial := study.claim(trials)) is not None:
+            _carry_out(study, trial, recipe, trials)
+    except (KeyboardInterrupt, SystemExit):
+        complain("Interrupted", "the same command goes on with the search, in the middle of its trial.", "yellow")
+        raise
+    return _finish(study, recipe)
+
+
+def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
+    """Train one trial, and tell the study what came of it."""
+    described = ", ".join(f"{key} = {shown(value)}" for key, value in trial.changes.items())
+    say(f"Trial {trial.number + 1} of {trials}: {described}")
+    if (same := study.finished_like(trial)) is not None:
+        study.tell_same(trial, same)
+        say(f"  as trial {same.number + 1}: {same.score:.4f}")
+        return
+    try:
+        own = {"name": f"{recipe.name}-{trial.number:04d}", "training.threads": study.threads_a_trial()}
+        chosen = recipes.changed(recipe, trial.changes | own)
+        with without_sentences(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", LorafitWarning)  # that a trial learns badly is what its score says
+            found = pipeline.try_out(
+                chosen, trial.folder, lambda epoch, scores: study.report(trial, epoch, scores[study.by])
+            )
+    except studies.Pruned:
+        study.tell_pruned(trial, **_facts(Run(trial.folder)))
+        say("  stopped early, behind most trials at this epoch")
+    except (RecipeError, EncoderError, RunError) as error:  # of these values; other trials may do better
+        study.tell_failed(trial, str(error))
+        complain("Trial failed", str(error), "yellow")
+    else:
+        facts = _facts(Run(trial.folder)) | {"best_epoch": found.best_epoch, "loss": found.best["loss"]}
+        study.tell(trial, found.best[study.by], **facts)
+        say(f"  {study.by} {found.best[study.by]:.4f} on validation, {duration(facts['seconds'])}")
+    for lost in study.behind_the_best():
+        shutil.rmtree(Run(lost.folder).checkpoints, ignore_errors=True)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    record = run.record
+    return {
+        "seconds": round(run.seconds, 2),
+        "trained_parameters": record["parameters"]["trainable"],
+        "validation_sha256": record["validation_sha256"],
+    }
+
+
+def _finish(study: Study, recipe: Recipe) -> Swept:
+    """Finish and evaluate the best trial's run, and write what the search found."""
+    found = study.trials()
+    if open_ones := [trial for trial in found if trial.state == "running"]:
+        say(f"{len(open_ones)} of {len(found)} trials are still worked on elsewhere; who ends last writes the report.")
+        return Swept(study.folder, found, None)
+    best = studies.best_of(found)
+    if best is None:
+        reason = next((trial.reason for trial in reversed(found) if trial.reason), "each was stopped early")
+        raise RunError(f"None of the {len(found)} trials in {study.folder} came to its end; the last: {reason}")
+    write_text(study.folder / BEST, _best_toml(recipe, best, found))
+    winner = Run(best.folder)
+    if not (winner.path / "run.json").is_file():
+        way_on = f"lorafit train {study.folder / BEST}"
+        say(f"The best trial's run is {best.folder} on {best.host}. Train it here with: {way_on}")
+        return Swept(study.folder, found, None)
+    say(f"The best of {len(found)}: trial {best.number + 1}, {study.by} {best.score:.4f} on validation.")
+    winner = pipeline.resume(winner.path)
+    pipeline.evaluate(winner)
+    study.note_test(best, winner.scores)
+    outcome.write(study, found, best, winner)
+    return Swept(study.folder, found, winner)
+
+
+def _best_toml(recipe: Recipe, best: Trial, found: list[Trial]) -> str:
+    chosen = recipes.changed(recipe, best.changes | {"name": f"{recipe.name}-best"})
+    title = f"The best of {len(found)} trials on validation, number {best.number + 1}."
+    return recipes.to_commented_toml(chosen, f"{title} Train it again with: lorafit train {BEST}")
