@@ -169,11 +169,12 @@ def _nobody_looks() -> bool:
 
 
 @contextmanager
-def our_words_only() -> Iterator[None]:
-    """Keep Python warnings of the libraries below off the terminal, and show ours as one line each."""
+def our_words_only(*, of_warnings: bool = True) -> Iterator[None]:
+    """Keep Python warnings of the libraries below off the terminal, and show ours as one line each, or not at all."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", LorafitWarning)
+        if of_warnings:
+            warnings.simplefilter("always", LorafitWarning)
         warnings.showwarning = _show_warning
         yield
 

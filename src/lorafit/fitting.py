@@ -22,6 +22,7 @@ from lorafit import (
     predict,
     prefix,
     proof,
+    ranks,
     runs,
     runtime,
     training,
@@ -67,7 +68,7 @@ def set_up(recipe: Recipe, found: Prepared, where: Runtime | None = None) -> Set
     training.refuse_missing_trackers(recipe.training.report_to)
     _refuse_thresholds(recipe, found)
     guards.look_at_rate(recipe.training.learning_rate, recipe.training.lora_plus_ratio)
-    where = where or runtime.choose(recipe.encoder.precision, recipe.training.threads)
+    where = ranks.of_first(where or runtime.choose(recipe.encoder.precision, recipe.training.threads))
     files = encoders.locate(recipe.encoder.name)
     tokenizer = encoders.load_tokenizer(files.folder, files.name)
     encoder = encoders.of_recipe(recipe, files, found.labels, found.task)
@@ -102,14 +103,15 @@ def learn(
     recipe, label_ids = setup.recipe, setup.prepared.validation.label_ids
 
     def log(line: dict[str, Any]) -> None:
-        run.log(line)
+        if ranks.is_first():
+            run.log(line)
         if "validation" in line:
             on_validation(line["epoch"], line["validation"])
 
     with _tokens(run, setup) as (train, validation):
 
         def validate(model: Any, on_batch: OnBatch) -> dict[str, float]:
-            logits = predict.logits(
+            logits = predict.logits_of_ranks(
                 model, validation, setup.tokenizer.pad_token_id, setup.where, "Validating", on_batch
             )
             if not np.isfinite(logits).all():
@@ -190,7 +192,7 @@ def _tokens(run: Run, setup: Setup) -> Iterator[tuple[Tokens, Tokens]]:
     key = prefix.key_of(setup.prefix, setup.files, setup.prepared.key, "train and validation", setup.where)
     setup.model.to(setup.where.device).eval()
     found = prefix.states(setup.prefix, key, own, setup.tokenizer.pad_token_id, setup.where)
-    if found.seconds:
+    if found.seconds and ranks.is_first():
         run.log({"prefix": {"layers": setup.prefix.count, "bytes": found.bytes}, "seconds": found.seconds})
     with prefix.standing_in(setup.prefix, found.table):
         yield found.tokens[0], found.tokens[1]

@@ -24,6 +24,11 @@ class Interruption:
         """Keep a signal for later."""
         self._signal = number
 
+    def note_if_new(self, number: int) -> None:
+        """Keep another rank's signal, unless this process has had one itself."""
+        if self._signal is None:
+            self._signal = number
+
     @contextmanager
     def breaking_off(self) -> Iterator[None]:
         """Let what happens inside be broken off where it takes too long after a signal; on Windows it never is."""

@@ -1,7 +1,7 @@
 """The whole flow on one screen: fetch, prepare, train, evaluate. Each step says when its work is already done."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from warnings import warn
 
@@ -13,6 +13,7 @@ from lorafit import (
     evaluation,
     fitting,
     prepared,
+    ranks,
     runs,
     runtime,
     splits,
@@ -70,13 +71,17 @@ def plan(recipe: Recipe) -> training.Plan:
     return fitting.set_up(recipe, prepare(recipe)).plan
 
 
-def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = False) -> Run:
+def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = False, go_on: bool = False) -> Run:
     """Return a finished run: trained now, or found in its folder.
+
+    Started as several ranks, by torchrun or its like, they train it together; rank 0 alone writes, and returns a
+    finished run.
 
     Args:
         recipe: what the run is.
         out: the run's folder; by default runs/NAME.
         overwrite: start over in a folder that holds another run, or an unfinished one.
+        go_on: with an unfinished run of this recipe, as `resume` does.
 
     Raises:
         RunError: the folder holds an unfinished run, or one of another recipe.
@@ -85,12 +90,17 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
     """
     training.refuse_missing_trackers(recipe.training.report_to)
     path = Path(out) if out else runs.DEFAULT_ROOT / recipe.name
-    found = prepare(recipe)
-    if (path / "run.json").is_file() and not overwrite:
+    ranks.begin()
+    with ranks.first_here_first():
+        found = prepare(recipe)
+    if ranks.of_first(go_on and runs.find_unfinished(path, recipe) is not None):
+        return resume(path)
+    if ranks.of_first((path / "run.json").is_file() and not overwrite):
         return _already_there(runs.open_run(path), recipe, found)
     setup = fitting.set_up(recipe, found)
-    with runs.create(path, recipe, fitting.facts(setup), overwrite=overwrite) as run, _naming_the_way_on(run):
-        fitting.hand_over(run, setup, fitting.learn(run, setup))
+    facts = fitting.facts(setup)
+    with _by_first(path, lambda: runs.create(path, recipe, facts, overwrite=overwrite)) as run:
+        _learn_and_hand_over(run, setup, None)
     return run
 
 
@@ -133,9 +143,10 @@ def resume(path: Path | str, recipe: Recipe | None = None) -> Run:
     if run.finished:
         say(f"{run.path} is finished; there is nothing to go on with.")
         return run
-    with run.locked(), _naming_the_way_on(run):
+    ranks.begin()
+    with _by_first(run.path, lambda: _locked(run)):
         setup, checkpoint = _as_it_was(run)
-        fitting.hand_over(run, setup, fitting.learn(run, setup, checkpoint))
+        _learn_and_hand_over(run, setup, checkpoint)
     return run
 
 
@@ -160,16 +171,39 @@ def evaluate(run: Run, baselines: Sequence[str] = ()) -> evaluation.Comparison:
 
 def _as_it_was(run: Run) -> tuple[fitting.Setup, Path | None]:
     """Return what an unfinished run needs to go on, and the checkpoint from which."""
-    found = data_of(run)
+    with ranks.first_here_first():
+        found = data_of(run)
     if encoders.locate(run.recipe.encoder.name).sha256 != run.record["encoder_sha256"]:
         raise RunError(f"The encoder of {run.path} has changed since it was started. Train it anew with --overwrite.")
-    checkpoint = checkpoints.last(run.checkpoints)
+    checkpoint = ranks.of_first(checkpoints.last(run.checkpoints))
     if checkpoint is None:
         say(f"{run.path} has no checkpoint yet: it starts over.")
-        run.start_over()
+        if ranks.is_first():
+            run.start_over()
     else:
         say(f"Going on from {checkpoint}.")
     return fitting.set_up(run.recipe, found, runtime.restore(run.record["runtime"])), checkpoint
+
+
+@contextmanager
+def _locked(run: Run) -> Iterator[Run]:
+    with run.locked():
+        yield run
+
+
+@contextmanager
+def _by_first(path: Path, opened: Callable[[], AbstractContextManager[Run]]) -> Iterator[Run]:
+    """Yield the run in a folder that rank 0 has opened and holds; it is there once the others go on."""
+    with opened() if ranks.is_first() else nullcontext(Run(path)) as run:
+        ranks.of_all(None)
+        yield run
+
+
+def _learn_and_hand_over(run: Run, setup: fitting.Setup, checkpoint: Path | None) -> None:
+    with _naming_the_way_on(run):
+        outcome = fitting.learn(run, setup, checkpoint)
+        if ranks.is_first():
+            fitting.hand_over(run, setup, outcome)
 
 
 @contextmanager
@@ -178,7 +212,8 @@ def _naming_the_way_on(run: Run) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        complain("Interrupted", f"go on with: lorafit train --resume {run.path}", "yellow")
+        if ranks.is_first():
+            complain("Interrupted", f"go on with: lorafit train --resume {run.path}", "yellow")
         raise
 
 

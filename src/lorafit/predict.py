@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from lorafit import adapter, backends, bundle, checks, encoders, exported, runtime, tasks
+from lorafit import adapter, backends, bundle, checks, encoders, exported, ranks, runtime, tasks
 from lorafit.backends import Batch, Engine
+from lorafit.batches import shares
 from lorafit.bundle import Loaded, Reader
 from lorafit.console import bar
 from lorafit.data import Text, fault, parts
@@ -54,6 +55,25 @@ def logits(
         return answers(backends.of_torch(model, where, tokens.long_text), tokens, pad_id, doing, on_batch)
     finally:
         model.train(was_training)
+
+
+def logits_of_ranks(
+    model: torch.nn.Module,
+    tokens: Tokens,
+    pad_id: int,
+    where: Runtime,
+    doing: str = "Predicting",
+    on_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Return what `logits` does, on every rank: each has asked about its share of the texts."""
+    if ranks.count() == 1 or len(tokens) < ranks.count():
+        return logits(model, tokens, pad_id, where, doing, on_batch)
+    parts = shares(range(len(tokens)), tokens.lengths, ranks.count())
+    own = logits(model, tokens.take(parts[ranks.rank()]), pad_id, where, doing)
+    found = np.empty((len(tokens), own.shape[1]), dtype=np.float32)
+    for rows, given in zip(parts, ranks.of_all(own), strict=True):
+        found[rows] = given
+    return found
 
 
 def answers(

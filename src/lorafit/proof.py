@@ -6,6 +6,7 @@ plain PEFT in fp32 are kept in `proof.json`, so that `verify` can ask again on a
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lorafit import adapter, bundle, card, checks, manifest, predict, runtime
+from lorafit import adapter, bundle, card, checks, manifest, predict, ranks, runtime
 from lorafit.data import Text, parts
 from lorafit.errors import BundleError, LorafitError, RunError
 from lorafit.files import new_folder, write_text
@@ -205,7 +206,12 @@ def _ask_fresh_process(folder: Path, where: Runtime) -> Answers:
     """
     order = json.dumps({"folder": str(folder.resolve()), "where": runtime.as_record(where)})
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "lorafit.proof"], input=order, capture_output=True, text=True, encoding="utf-8"
+        [sys.executable, "-P", "-m", "lorafit.proof"],
+        env={name: value for name, value in os.environ.items() if name not in ranks.VARIABLES},
+        input=order,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     if done.returncode != 0:
         last = (done.stderr.strip() or f"it ended with code {done.returncode}").splitlines()[-1]

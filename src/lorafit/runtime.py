@@ -18,6 +18,7 @@ import platformdirs
 import psutil
 import torch
 
+from lorafit import ranks
 from lorafit.errors import RecipeError, RunError, StorageError
 from lorafit.files import write_text
 
@@ -57,7 +58,7 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
 
     Args:
         precision: "fp32", "bf16", or "auto": bf16 where a short matrix product measures it faster.
-        threads: CPU threads; 0 means one for each core that this process may use.
+        threads: CPU threads; 0 means one for each core that this process may use, its share of them beside other ranks.
 
     Raises:
         RecipeError: no such precision, or a GPU that does not have it.
@@ -70,7 +71,7 @@ def choose(precision: str = "auto", threads: int = 0) -> Runtime:
     keep_few_shapes()
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = threads or usable_cores()
+    threads = threads or max(1, usable_cores() // ranks.local_count())
     torch.set_num_threads(threads)
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise RecipeError('encoder.precision = "bf16": this GPU does not have it. Set it to "auto" or "fp32".')

@@ -5,7 +5,7 @@ of them, in overlapping windows whose logits are pooled.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +53,10 @@ class Tokens:
     @property
     def _bounds(self) -> np.ndarray:
         return self.offsets if self.windows is None else self.offsets[self.windows]
+
+    def take(self, texts: Sequence[int]) -> "Tokens":
+        """Return some of the texts, one or more, by their numbers."""
+        return replace(join([(self, text) for text in texts]), long_text=self.long_text)
 
     def windows_of(self, texts: Sequence[int]) -> list[list[int]]:
         """Return the windows of each of these texts."""
@@ -196,7 +200,7 @@ def ask(model: torch.nn.Module, batch: dict[str, torch.Tensor], long_text: LongT
 
 def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what an encoder is given of a batch."""
-    return {key: value for key, value in batch.items() if key not in ("labels", "windows")}
+    return {key: value for key, value in batch.items() if key not in ("labels", "windows", "share")}
 
 
 def pool(logits: torch.Tensor, windows: torch.Tensor, long_text: LongText) -> torch.Tensor:

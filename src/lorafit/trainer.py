@@ -1,19 +1,22 @@
 """The loop of a training: transformers' Trainer with our batches, our validation and our checkpoints."""
 
+import signal
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft.tuners.lora import LoraLayer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from lorafit import adapter, checkpoints, tasks
+from lorafit import adapter, checkpoints, ranks, tasks
 from lorafit.averaging import Average
 from lorafit.batches import Batches
 from lorafit.checkpoints import State
@@ -30,6 +33,21 @@ _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 OnBatch = Callable[[], None]
 Validate = Callable[[torch.nn.Module, OnBatch], dict[str, float]]
 Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What of a batch one rank has; of a process that is alone it is all of it.
+
+    Attributes:
+        weight: by which its mean loss is multiplied, so that the mean over the ranks is that over the batch.
+        tokens: of the whole batch.
+        label_ids: of the whole batch.
+    """
+
+    weight: float
+    tokens: int
+    label_ids: torch.Tensor
 
 
 class ClassifierTrainer(Trainer):
@@ -95,7 +113,10 @@ class ClassifierTrainer(Trainer):
             collate_fn=self.data_collator,
             generator=torch.Generator(),  # else an epoch's start draws from torch's own: twice, when it is resumed
         )
-        prepared: DataLoader[int] = self.accelerator.prepare(loader)
+        # Each rank meets every batch whole, and takes its share of it: what accelerate would deal out is whole batches.
+        prepared: DataLoader[int] = prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
         return prepared
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -108,16 +129,18 @@ class ClassifierTrainer(Trainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> torch.Tensor:
         """Return the loss of the task; what transformers' heads compute by themselves knows no weights."""
-        labels = inputs["labels"]
+        share: Share = inputs["share"]
+        labels = share.label_ids.to(self._guess.device)
         self._guess_loss = tasks.loss(self._guess.expand(len(labels), -1), labels, self._class_weights)
-        return loss_of(model, inputs, self._long_text, self._class_weights)
+        loss = loss_of(model, inputs, self._long_text, self._class_weights)
+        return loss if share.weight == 1 else loss * share.weight
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Compute the gradients; broken off after a signal if that takes long, for no weight has moved yet."""
-        self._tokens_since_log += int(inputs["attention_mask"].sum())
+        self._tokens_since_log += inputs["share"].tokens
         generators = checkpoints.of_generators()
         try:
-            with self._interruption.breaking_off():
+            with self._may_break_off():
                 loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
         except (KeyboardInterrupt, SystemExit):
             checkpoints.restore_generators(generators)
@@ -139,7 +162,7 @@ class ClassifierTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validate, keep the weights when they are the best so far, and look whether something is wrong."""
         try:
-            with self._average.in_place(self.model), self._interruption.breaking_off():
+            with self._average.in_place(self.model), self._may_break_off():
                 scores = self._validate(self.model, self._interruption.let_out)
         except (KeyboardInterrupt, SystemExit):
             self._save_what_was_reached()
@@ -158,6 +181,10 @@ class ClassifierTrainer(Trainer):
             super().log(dict(metrics))
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _may_break_off(self) -> AbstractContextManager[None]:
+        """Let a signal in, where no other rank would wait for this one."""
+        return self._interruption.breaking_off() if ranks.count() == 1 else nullcontext()
 
     def _patience_is_over(self) -> bool:
         return self._validated - self._best.epoch >= self._settings.early_stopping > 0
@@ -183,16 +210,19 @@ class ClassifierTrainer(Trainer):
     def _save_checkpoint(self, *_: Any, **__: Any) -> None:
         if self._folder is None:
             return
+        generators = ranks.of_all(checkpoints.of_generators())
+        if not ranks.is_first():
+            return
         states = {
             "weights": State(adapter.trained_weights(self.model)),
             "best": self._best.state(),
             "average": self._average.state(),
             "optimizer": checkpoints.of_optimizer(self.optimizer, self.model),
             "schedule": State({}, self.lr_scheduler.state_dict()),
-            "generators": checkpoints.of_generators(),
             "progress": State({}, {"validated": self._validated}),
             "guard": self._guard.state(),
         }
+        states |= {_generators_of(rank): state for rank, state in enumerate(generators)}
         trainer = replace(self.state, log_history=[])  # our history has it; here it would grow with every step
         checkpoints.save(self._folder / self._checkpoint, states, trainer)
 
@@ -214,7 +244,12 @@ class ClassifierTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoints.restore_generators(self._resumed["generators"])
+            own = _generators_of(ranks.rank())
+            checkpoints.restore_generators(self._resumed[own if own in self._resumed else _generators_of(0)])
+
+
+def _generators_of(rank: int) -> str:
+    return f"generators-{rank}" if rank else "generators"
 
 
 def loss_of(
@@ -251,6 +286,9 @@ def _arguments(settings: Training, folder: Path | None, where: Runtime, seed: in
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=where.device != "cpu",
+        average_tokens_across_devices=False,  # the shares' weights do that
+        ddp_find_unused_parameters=False,  # each has its gradient at every step
+        ddp_broadcast_buffers=False,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process would be wrapped in DataParallel
     return arguments
@@ -306,7 +344,9 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, _args: Any, _state: Any, control: TrainerControl, **_: Any) -> None:
         self._advance(1)
-        control.should_save = control.should_save or self._interruption.waits
+        if ranks.any_of(self._interruption.waits):  # all stop behind the same step
+            self._interruption.note_if_new(signal.SIGTERM)
+            control.should_save = True
 
     def on_save(self, *_: Any, **__: Any) -> None:
         self._interruption.let_out()

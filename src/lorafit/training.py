@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +16,15 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers.integrations import get_available_reporting_integrations
 
-from lorafit import adapter, interrupts, padfree, tasks
-from lorafit.batches import Batches
+from lorafit import adapter, interrupts, padfree, ranks, tasks
+from lorafit.batches import Batches, shares
 from lorafit.console import bar
 from lorafit.errors import RecipeError
 from lorafit.guards import Guard
 from lorafit.recipe import Training
 from lorafit.runtime import Runtime
 from lorafit.tokens import Tokens, pad
-from lorafit.trainer import ClassifierTrainer, Log, Validate, let_signals_in, loss_of
+from lorafit.trainer import ClassifierTrainer, Log, Share, Validate, let_signals_in, loss_of
 
 _TOKENS_MEASURED = 2048  # of a batch, whose time tells the speed; with few tokens it is the layers' own time
 
@@ -71,7 +72,8 @@ def plan(
             model.zero_grad()
             advance(1)
     all_tokens = int(tokens.lengths.sum()) * settings.epochs
-    return Plan(steps, all_tokens, min(seconds) * all_tokens / int(batch["attention_mask"].sum()))
+    measured = int(batch["attention_mask"].sum()) * ranks.count()
+    return Plan(steps, all_tokens, min(seconds) * all_tokens / measured)
 
 
 def fit(
@@ -137,7 +139,7 @@ def fit(
             model=model,
             train_dataset=_Rows(len(tokens)),
             eval_dataset=_Rows(len(validation_label_ids)),  # Trainer insists on one; its `evaluate` is what looks
-            data_collator=lambda rows: _collate(rows, tokens, label_ids, pad_id),
+            data_collator=lambda rows: _share(rows, tokens, label_ids, pad_id, class_weights),
         )
         if not padfree.is_enabled(model):
             let_signals_in(model)
@@ -180,6 +182,24 @@ class _Rows(Dataset[int]):
 
     def __getitem__(self, row: int) -> int:
         return row
+
+
+def _share(
+    rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int, class_weights: torch.Tensor | None
+) -> dict[str, Any]:
+    """Return this rank's texts of a batch, and what share of it they are."""
+    own = shares(rows, tokens.lengths, ranks.count())[ranks.rank()]
+    weight = ranks.count() * _mass(label_ids[own], class_weights) / _mass(label_ids[rows], class_weights)
+    share = Share(weight, int(tokens.lengths[rows].sum()), torch.from_numpy(label_ids[rows]))
+    # Of fewer texts than ranks, some have one that counts nothing: gradients are exchanged by all or none.
+    return _collate(own or rows[:1], tokens, label_ids, pad_id) | {"share": share}
+
+
+def _mass(label_ids: np.ndarray, class_weights: torch.Tensor | None) -> float:
+    """Return by what the sum of some texts' losses is divided to be their mean."""
+    if class_weights is None or label_ids.ndim == 2:
+        return float(len(label_ids))
+    return float(class_weights.cpu()[label_ids].double().sum())
 
 
 def _collate(rows: list[int], tokens: Tokens, label_ids: np.ndarray, pad_id: int) -> dict[str, torch.Tensor]:

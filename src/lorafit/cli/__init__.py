@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from lorafit import __version__, console, interrupts
+from lorafit import __version__, console, interrupts, ranks
 from lorafit.cli import flow, service, trained
 from lorafit.cli.shell import app
 from lorafit.errors import LorafitError
@@ -37,11 +37,14 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout, sys.stderr):  # Windows pipes are not UTF-8 by themselves
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
-    with console.our_words_only(), interrupts.sigterm_exits():
+    if not ranks.is_first():
+        console.silence()
+    with console.our_words_only(of_warnings=ranks.is_first()), interrupts.sigterm_exits():
         try:
             app()
         except LorafitError as error:
-            console.complain("Error", str(error), "red")
+            if ranks.is_first_here():  # the others of a machine have seen the same
+                console.complain("Error", str(error), "red")
             sys.exit(2)
 
 

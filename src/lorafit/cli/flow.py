@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lorafit import console
+from lorafit import console, ranks
 from lorafit.cli.shell import (
     Columns,
     LabelColumn,
@@ -184,12 +184,16 @@ def train(
         pipeline.plan(chosen)
         return
     if seeds > 1:
+        if ranks.count() > 1:
+            raise RecipeError("--seeds evaluates run after run, which one process does: start it without torchrun.")
         from lorafit import seeds as repeated
 
         found = repeated.train(chosen, seeds, out, overwrite=overwrite)
         print_seeds(runs.open_run(found["runs"][0]["path"]))
         return
-    run = pipeline.train(chosen, out, overwrite=overwrite)
+    restarted = ranks.restarts() > 0  # then what stands there is our own
+    run = pipeline.train(chosen, out, overwrite=overwrite and not restarted, go_on=restarted)
+    ranks.end()
     console.say(f"What did it gain? lorafit evaluate {run.path}")
 
 
