@@ -170,7 +170,7 @@ def train(out: Path, *more: object, restarts: int = 0) -> subprocess.Popen[bytes
     return launch("-m", "lorafit", "train", *more, restarts=restarts, log=out.with_suffix(".log"))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_when_a_worker_dies_training_goes_on_from_the_last_checkpoint(trained_by_two: Trained, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     process = train(out, trained_by_two.long, "--out", out, restarts=1)
@@ -179,6 +179,27 @@ def test_when_a_worker_dies_training_goes_on_from_the_last_checkpoint(trained_by
     assert process.wait(timeout=200) == 0, out.with_suffix(".log").read_text()
     assert "Going on from" in out.with_suffix(".log").read_text()
     assert weights_of(out) == weights_of(trained_by_two.long.with_suffix(""))
+
+
+@pytest.mark.slow
+def test_on_ray_a_dead_worker_costs_nothing_either(trained_by_two: Trained, tmp_path: Path) -> None:
+    """The same two ranks, and so the very same adapter as under torchrun."""
+    out, log = tmp_path / "ray", tmp_path / "log"
+    command = [sys.executable, "-m", "lorafit", "train", trained_by_two.long, "--out", out, "--ray", "--workers", "2"]
+    with log.open("wb") as said:
+        process = subprocess.Popen([*map(str, command)], stdout=said, stderr=said)
+    assert wait_for_checkpoint(out, process)
+    of_ray = [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
+    workers = [child for child in of_ray if "RayTrainWorker" in child.name() + " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    assert process.wait(timeout=300) == 0, log.read_text()
+    said_by_driver = log.read_text()
+    assert "Lost: worker" in said_by_driver
+    assert "Going on from" in said_by_driver
+    assert "RayTrainWorker" not in said_by_driver
+    assert weights_of(out) == weights_of(trained_by_two.long.with_suffix(""))
+    assert not list(tmp_path.glob(".*.ray"))
 
 
 @pytest.mark.soak

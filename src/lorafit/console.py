@@ -28,8 +28,11 @@ from lorafit.errors import LorafitWarning
 
 _stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 _is_talking = True
+_listener: "Listener | None" = None
 _outer_bar: Progress | None = None  # a terminal has room for one live display
 SECONDS_BETWEEN_SENTENCES = 60
+
+Listener = Callable[[str, str, str], None]  # kind, sentence, style; what is merely said has no kind
 
 
 def silence() -> None:
@@ -48,14 +51,25 @@ def without_sentences() -> Iterator[None]:
         _is_talking = before
 
 
+def hand_to(listener: Listener) -> None:
+    """Give what is said to somebody else from now on, such as the process that started this one."""
+    global _listener
+    _listener = listener
+
+
 def say(sentence: str) -> None:
     """Print one sentence for the person who waits."""
-    if _is_talking:
+    if _listener is not None and _is_talking and not _stderr.quiet:
+        _listener("", sentence, "")
+    elif _is_talking:
         _stderr.print(escape(sentence))
 
 
 def complain(kind: str, sentence: str, style: str) -> None:
     """Print ``kind: sentence`` even when silenced: warnings and errors are never kept back."""
+    if _listener is not None:
+        _listener(kind, sentence, style)
+        return
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[{style}]{kind}:[/] {escape(sentence)}")
 
 

@@ -13,7 +13,7 @@ import typer
 
 from lorafit import __version__, console, interrupts, ranks
 from lorafit.cli import flow, service, trained
-from lorafit.cli.shell import app
+from lorafit.cli.shell import app, with_ray_address
 from lorafit.errors import LorafitError
 
 __all__ = ["app", "flow", "main", "service", "trained"]
@@ -41,7 +41,7 @@ def main() -> None:
         console.silence()
     with console.our_words_only(of_warnings=ranks.is_first()), interrupts.sigterm_exits():
         try:
-            app()
+            app(with_ray_address(sys.argv[1:]))
         except LorafitError as error:
             if ranks.is_first_here():  # the others of a machine have seen the same
                 console.complain("Error", str(error), "red")

@@ -15,6 +15,7 @@ from lorafit.cli.shell import (
     Overwrite,
     PairColumn,
     Quiet,
+    Ray,
     RecipeFile,
     RunFolder,
     Small,
@@ -158,13 +159,24 @@ def train(
         int,
         typer.Option("--seeds", metavar="N", min=1, help="Train and evaluate N times, with N seeds from the recipe's."),
     ] = 1,
+    ray: Ray = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="How many train together, with --ray. [default: 2]")
+    ] = None,
     _: Quiet = False,
 ) -> None:
-    """Train an adapter: from a recipe, or straight from a data file."""
+    """Train an adapter: from a recipe, or straight from a data file.
+
+    By several workers: torchrun --nproc-per-node 2 -m lorafit train RECIPE, or on Ray with --ray.
+    """
     from lorafit import pipeline, recipe, runs
 
     columns = Columns(text_column, pair_column, label_column)
+    if workers is not None and ray is None:
+        raise RecipeError("--workers goes with --ray; without Ray it is torchrun --nproc-per-node N -m lorafit train.")
     if resume is not None:
+        if ray is not None:
+            raise RecipeError("--ray goes on with an unfinished run by itself: name the recipe, not --resume.")
         if small or out or overwrite or dry_run or seeds > 1:
             raise RecipeError(
                 "--resume goes on with a run as it was started: no --small, --out, --overwrite, --dry-run, --seeds."
@@ -184,12 +196,20 @@ def train(
         pipeline.plan(chosen)
         return
     if seeds > 1:
-        if ranks.count() > 1:
-            raise RecipeError("--seeds evaluates run after run, which one process does: start it without torchrun.")
+        if ranks.count() > 1 or ray is not None:
+            raise RecipeError(
+                "--seeds evaluates run after run, which one process does: start it without torchrun and --ray."
+            )
         from lorafit import seeds as repeated
 
         found = repeated.train(chosen, seeds, out, overwrite=overwrite)
         print_seeds(runs.open_run(found["runs"][0]["path"]))
+        return
+    if ray is not None:
+        from lorafit import cluster
+
+        run = cluster.train(chosen, out, address=ray, workers=2 if workers is None else workers, overwrite=overwrite)
+        console.say(f"What did it gain? lorafit evaluate {run.path}")
         return
     restarted = ranks.restarts() > 0  # then what stands there is our own
     run = pipeline.train(chosen, out, overwrite=overwrite and not restarted, go_on=restarted)

@@ -1,5 +1,7 @@
 """What the commands share: the application, their arguments and options, a recipe from what was named."""
 
+import re
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -48,7 +50,30 @@ Encoder = Annotated[
 DifferentBase = Annotated[
     bool, typer.Option("--allow-different-base", help="Take a base with other weights; what is written says so.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="On Ray (pip install 'lorafit[cluster]'): HOST:PORT of a cluster's head, ray://HOST:PORT, or \"auto\"; "
+        "without an address on this machine alone.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder. [default: runs/NAME]")]
+
+
+def with_ray_address(words: list[str]) -> list[str]:
+    """Return a command's words with "local" behind a --ray that has no address, for an option takes one always.
+
+    >>> with_ray_address(["train", "demo.toml", "--ray", "--workers", "2"])
+    ['train', 'demo.toml', '--ray', 'local', '--workers', '2']
+    """
+    found: list[str] = []
+    for word, behind in zip_longest(words, words[1:], fillvalue=""):
+        found.append(word)
+        if word == "--ray" and not re.fullmatch(r"auto|local|(ray://)?[^\s/:]+:\d+", behind):
+            found.append("local")
+    return found
 
 
 class Columns(NamedTuple):
