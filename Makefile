@@ -6,11 +6,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test processes, one a core; a test that is left over goes to whoever is done first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-page bench-full format clean
+.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-page bench-prefix bench-workers bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.demo  ## train, compare and try the bundled encoder on bundled reviews
 	$(BIN)/lorafit demo
@@ -49,6 +49,14 @@ bench-page: .venv/.dev  ## measure how long a visitor of the page waits; about f
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/table.py
 
+bench-prefix: .venv/.dev  ## measure what running the frozen layers once is worth; about half an hour
+	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/table.py
+
+bench-workers: .venv/.dev  ## measure two processes beside one; about six minutes
+	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/table.py
+
 bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/handover.py
@@ -59,6 +67,8 @@ bench-full: .venv/.dev  ## measure everything published into results/, beside ev
 	$(BIN)/python benchmarks/bulk.py
 	$(BIN)/python benchmarks/serve.py
 	$(BIN)/python benchmarks/page.py
+	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 

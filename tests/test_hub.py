@@ -277,7 +277,13 @@ def large_imdb(published: HubServer) -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "flags"), [("imdb-bert-base-cased", []), ("imdb-bert-base-uncased", ["--small"])])
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        pytest.param("imdb-bert-base-cased", [], marks=pytest.mark.soak),
+        ("imdb-bert-base-uncased", ["--small"]),
+    ],
+)
 def test_the_two_bert_recipes_run_whole_on_a_stand_in_encoder(
     name: str, flags: list[str], large_imdb: None, cli: Cli
 ) -> None:

@@ -98,6 +98,15 @@ def test_every_family_that_is_served_answers_the_same(family: str, tmp_path: Pat
     np.testing.assert_array_equal(predict.logits(model, tokens, tokenizer.pad_token_id, FP32), expected)
 
 
+def test_what_another_process_is_writing_is_left_alone(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, own_cache: Path
+) -> None:
+    others = own_cache / "prefix" / f".{'0' * 16}.{'a' * 12}"
+    others.mkdir(parents=True)
+    pipeline.train(tiny_recipe(adapter=TOP, training={"cache_prefix": True, "epochs": 1}), tmp_path / "run")
+    assert others.is_dir()
+
+
 def test_what_is_cut_short_or_gone_is_made_anew(
     tiny_recipe: Callable[..., Any], tmp_path: Path, own_cache: Path
 ) -> None:

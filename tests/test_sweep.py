@@ -124,8 +124,6 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_trials(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(studies.Study, "report", interrupted)
-    # The one who was interrupted is this very process, which lives on.
-    monkeypatch.setattr(studies, "_is_alive", lambda *_: False)
     stops = 0
     for _ in range(9):
         try:
@@ -221,6 +219,81 @@ def test_trials_that_cannot_be_are_noted_and_the_others_go_on(
     assert (repeated["seconds"] == 0).all()
 
 
+def test_a_split_that_cannot_be_is_a_failed_trial_and_own_splits_are_said_to_be_so(
+    files: tuple[Path, Path], tmp_path: Path, cli: Callable[..., Said]
+) -> None:
+    files[1].write_text("data.train_size = [100, 110, 190]\n")
+    said = cli("sweep", files[0], "--space", files[1], "--trials", 6, "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    rows = pd.read_csv(tmp_path / "out" / "trials.csv")
+    failed = rows[rows["state"] == "failed"]
+    assert set(failed["data.train_size"]) == {190}
+    assert "splits of their own" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_trial_whose_processes_die_again_and_again_is_given_up(files: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = recipes.load(files[0])
+    chosen = space.load(files[1], recipe)
+    drawn = []
+    for _ in range(3):  # each a process of its own, as far as the study can tell
+        trial = studies.opened(recipe, chosen, tmp_path / "out", "").claim(9)
+        assert trial is not None
+        drawn.append((trial.number, trial.changes))
+    assert drawn == [drawn[0]] * 3
+    after = studies.opened(recipe, chosen, tmp_path / "out", "")
+    trial = after.claim(9)
+    assert trial is not None
+    assert trial.number == 1
+    assert after.trials()[0].state == "failed"
+    assert "processes died of it" in after.trials()[0].reason
+
+
+def test_a_trial_of_another_machine_is_taken_over_once_it_has_been_silent_for_long(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes.load(files[0])
+    chosen = space.load(files[1], recipe)
+    monkeypatch.setattr(studies.platform, "node", lambda: "elsewhere")
+    assert studies.opened(recipe, chosen, tmp_path / "out", "").claim(9) is not None
+    monkeypatch.undo()
+    here = studies.opened(recipe, chosen, tmp_path / "out", "")
+    assert [trial.host for trial in here.open_elsewhere()] == ["elsewhere"]
+    second = here.claim(9)
+    assert second is not None
+    assert second.number == 1
+    monkeypatch.setattr(studies, "_LEAST_PATIENCE_SECONDS", -(10**9))
+    assert [trial.number for trial in here.open_elsewhere()] == [1]
+    taken = here.claim(9)
+    assert taken is not None
+    assert taken.number == 0
+
+
+def test_a_folder_holds_one_search_and_nothing_else(
+    files: tuple[Path, Path], tmp_path: Path, cli: Callable[..., Said]
+) -> None:
+    assert cli("sweep", files[0], "--space", files[1], "--trials", 1, "--out", tmp_path / "out").code == 0
+    best = (tmp_path / "out" / "trials" / "0000" / "adapter" / "adapter_model.safetensors").read_bytes()
+    files[1].write_text("adapter.rank = [1, 2]\n")
+    other = cli("sweep", files[0], "--space", files[1], "--out", tmp_path / "out", "-s", "name=other")
+    assert other.code == 2
+    assert "holds the trials of another search" in other.err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    foreign = cli("sweep", files[0], "--space", files[1], "--out", tmp_path / "mine")
+    assert foreign.code == 2
+    assert "holds files that are no search of lorafit's" in foreign.err
+    assert (tmp_path / "out" / "trials" / "0000" / "adapter" / "adapter_model.safetensors").read_bytes() == best
+
+
+def test_all_trials_have_one_precision_and_so_has_the_best_recipe(files: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe = recipes.changed(recipes.load(files[0]), {"encoder.precision": "auto"})
+    found = sweep.run(recipe, space.load(files[1], recipe), 1, tmp_path / "out")
+    assert found.best is not None
+    precision = tomllib.loads((tmp_path / "out" / "best.toml").read_text())["encoder"]["precision"]
+    assert precision in ("bf16", "fp32")
+    assert found.best.recipe.encoder.precision == precision
+
+
 def test_only_failing_trials_are_an_error(files: tuple[Path, Path], tmp_path: Path, cli: Callable[..., Said]) -> None:
     files[1].write_text("training.learning_rate = [1e6, 1e7]\n")
     said = cli("sweep", files[0], "--space", files[1], "--trials", 2, "--out", tmp_path / "out")
@@ -246,6 +319,7 @@ def test_only_failing_trials_are_an_error(files: tuple[Path, Path], tmp_path: Pa
         ("adapter.rank = { from = 1.5, to = 8.0 }", "adapter.rank = 1.5"),
         ("adapter.rank = { from = 1, to = 8, lgo = true }", "`lgo` of a range: extra inputs are not permitted"),
         ("training.weight_decay = { from = 0.0, to = 1.0, log = true }", "log = true needs a range above 0"),
+        ("adapter.rank = { from = 1, to = 8, step = 0.5 }", "adapter.rank = 1.5"),
         ("adapter.rank = { from = 1, to = 8, step = 9 }", "step = 9 needs to fit into the range"),
         ("adapter.rank = [4, 'x']", 'adapter.rank = "x"'),
         ("", "names no key of a recipe"),
@@ -274,6 +348,13 @@ def test_other_bad_input_is_refused_in_a_sentence(
         assert refused.code == 2
         assert f"The study's database {url} can't be opened" in refused.err
         assert len(refused.err.splitlines()) == 1
+    refused = cli("sweep", files[0], "--space", files[1], "--storage", "postgresql://me:secret@127.0.0.1:9/none")
+    assert "secret" not in refused.err
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        refused = cli("sweep", files[0], "--space", files[1])
+        assert refused.code == 2
+        assert "is for one process" in refused.err
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = cli("sweep", files[0], "--space", files[1])
     assert refused.code == 2
@@ -303,7 +384,7 @@ def test_a_study_of_another_recipe_or_space_is_refused(
 
 def test_a_poor_trial_is_stopped_early_and_the_base_is_no_reason(files: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = recipes.changed(recipes.load(files[0]), {"training.epochs": 3})
-    study = studies.opened(recipe, space.load(files[1], recipe), tmp_path, "")
+    study = studies.opened(recipe, space.load(files[1], recipe), tmp_path / "out", "")
     for _ in range(5):
         trial = study.claim(9)
         assert trial is not None
@@ -323,7 +404,7 @@ def test_the_threads_of_a_trial_are_its_share_beside_other_processes(
     from lorafit import runtime
 
     recipe = recipes.changed(recipes.load(files[0]), {"training.threads": 0})
-    study = studies.opened(recipe, space.load(files[1], recipe), tmp_path, "")
+    study = studies.opened(recipe, space.load(files[1], recipe), tmp_path / "out", "")
     monkeypatch.setattr(runtime, "usable_cores", lambda: 8)
     shares = []
     for _ in range(3):

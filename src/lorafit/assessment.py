@@ -11,7 +11,6 @@ from lorafit import (
     baselines,
     card,
     checks,
-    encoders,
     evaluation,
     predict,
     predictions,
@@ -136,10 +135,10 @@ def _logits(run: Run, classifier: Classifier, found: Prepared) -> list[np.ndarra
     pad_id, where = classifier.tokenizer.pad_token_id, _where(run)
     if not run.recipe.training.cache_prefix:
         return [classifier.logits(found.test.tokens, base=base) for base in (True, False)]
-    given, files = [], encoders.locate(run.recipe.encoder.name)
+    given, base = [], classifier.reader.manifest.base  # which the name in the recipe need not mean any more
     for doing, model in (("Base", classifier.network(base=True)), ("Adapted", classifier.network())):
         below = prefix.of(model, run.recipe.adapter.layers)
-        key = prefix.key_of(below, files, found.key, "test", where)
+        key = prefix.key_of(below, base, found.key, "test", where)
         states = prefix.states(below, key, [found.test.tokens], pad_id, where)
         with prefix.standing_in(below, states.table):
             given.append(predict.logits(model, states.tokens[0], pad_id, where, doing))

@@ -166,6 +166,8 @@ def _telling_of_deaths(sentences: Any) -> Any:
 
     class Telling(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+            if any(_refusal(error) for error in worker_exceptions.values()):
+                return  # which is said at the end
             lost = ", ".join(f"{rank}" for rank in sorted(worker_exceptions))
             sentences.put(("Lost", f"worker {lost}; Ray starts all anew, up to {_RESTARTS} times.", "yellow"))
 
@@ -209,13 +211,17 @@ def _created(path: Path) -> str | None:
 def _said_by_worker(error: Exception) -> LorafitError:
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, LorafitError):
-                return LorafitError(str(cause))
-            cause = getattr(cause, "cause", None) or cause.__cause__
+        if refusal := _refusal(failure):
+            return LorafitError(str(refusal))
     said = next((str(failure).strip().splitlines()[-1] for failure in failures.values()), str(error).splitlines()[0])
     return LorafitError(f"Training on Ray has failed: {said}")
+
+
+def _refusal(failure: BaseException | None) -> LorafitError | None:
+    """Return what a worker refused, if that is why it ended."""
+    while failure is not None and not isinstance(failure, LorafitError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure
 
 
 def _refuse_unreachable(address: str) -> None:

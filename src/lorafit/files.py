@@ -108,9 +108,11 @@ def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed left half written in a folder; nobody may be writing there."""
-    for left in filter(is_unfinished, folder.iterdir()):
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what processes that were killed left half written in a folder, of one name or of all; nobody may be
+    writing there.
+    """
+    for left in (path for path in folder.iterdir() if is_unfinished(path) and path.name.startswith(f".{name}")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

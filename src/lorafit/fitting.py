@@ -179,6 +179,7 @@ def facts(setup: Setup) -> dict[str, Any]:
         "runtime": runtime.as_record(setup.where),
         "kernels": padfree.status(),
         "machine": runtime.describe_machine(),
+        "launch": ranks.launch(),
     }
 
 

@@ -68,6 +68,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def plan(recipe: Recipe) -> training.Plan:
     """Say what `train` would do, without doing it: parameters, tokens, steps, an estimate of the time."""
+    ranks.begin()
     return fitting.set_up(recipe, prepare(recipe)).plan
 
 
@@ -93,6 +94,7 @@ def train(recipe: Recipe, out: Path | str | None = None, *, overwrite: bool = Fa
     ranks.begin()
     with ranks.first_here_first():
         found = prepare(recipe)
+    go_on, overwrite = ranks.of_first((go_on, overwrite))
     if ranks.of_first(go_on and runs.find_unfinished(path, recipe) is not None):
         return resume(path)
     if ranks.of_first((path / "run.json").is_file() and not overwrite):
@@ -194,16 +196,15 @@ def _locked(run: Run) -> Iterator[Run]:
 @contextmanager
 def _by_first(path: Path, opened: Callable[[], AbstractContextManager[Run]]) -> Iterator[Run]:
     """Yield the run in a folder that rank 0 has opened and holds; it is there once the others go on."""
-    with opened() if ranks.is_first() else nullcontext(Run(path)) as run:
+    with opened() if ranks.is_first() else nullcontext(Run(path)) as run, _naming_the_way_on(run):
         ranks.of_all(None)
         yield run
 
 
 def _learn_and_hand_over(run: Run, setup: fitting.Setup, checkpoint: Path | None) -> None:
-    with _naming_the_way_on(run):
-        outcome = fitting.learn(run, setup, checkpoint)
-        if ranks.is_first():
-            fitting.hand_over(run, setup, outcome)
+    outcome = fitting.learn(run, setup, checkpoint)
+    if ranks.is_first():
+        fitting.hand_over(run, setup, outcome)
 
 
 @contextmanager
@@ -254,7 +255,9 @@ def _already_there(run: Run, recipe: Recipe, found: Prepared) -> Run:
             "Choose another folder with --out, or replace it with --overwrite."
         )
     if not run.finished:
-        with run.locked():  # by another process, which is the better thing to say
+        with (
+            run.locked() if ranks.is_first() else nullcontext()
+        ):  # by another process, which is the better thing to say
             raise RunError(f"{run.path} is unfinished. Go on with: lorafit train --resume {run.path}")
     say(f"{run.path} is trained already, with this recipe and data.")
     return run

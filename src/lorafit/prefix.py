@@ -26,6 +26,7 @@ from lorafit.console import bar, duration, say
 from lorafit.encoders import Files
 from lorafit.errors import RecipeError, StorageError
 from lorafit.files import new_folder, remove_unfinished, storing
+from lorafit.manifest import Base
 from lorafit.runtime import Runtime, cache_dir
 from lorafit.tokens import Tokens, inputs_of, pad
 
@@ -109,17 +110,18 @@ def of(model: nn.Module, layers: str, name: str = "this encoder") -> Prefix:
     return prefix
 
 
-def key_of(prefix: Prefix, files: Files, data: str, what: str, where: Runtime) -> str:
+def key_of(prefix: Prefix, encoder: Files | Base, data: str, what: str, where: Runtime) -> str:
     """Return a short hash of all that decides the states.
 
     Args:
         prefix: of the model.
-        files: the encoder's.
+        encoder: which it is.
         data: the key of the prepared data, which stands for texts and tokens.
         what: the splits, such as "test".
         where: its precision decides the arithmetic.
     """
-    decided_by = [_FORMAT, files.sha256, files.config_sha256, prefix.count, data, what, where.precision, where.device]
+    identity = encoder.sha256, encoder.config_sha256
+    decided_by = [_FORMAT, *identity, prefix.count, data, what, where.precision, where.device]
     return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:16]
 
 
@@ -199,7 +201,7 @@ def _is_whole(folder: Path, size: int) -> bool:
 def _make(folder: Path, prefix: Prefix, many: Sequence[Tokens], pad_id: int, where: Runtime, size: int) -> float:
     """Compute the states and write them; returns the seconds that took."""
     start = time.perf_counter()
-    remove_unfinished(folder.parent)
+    remove_unfinished(folder.parent, folder.name)
     free = shutil.disk_usage(folder.parent).free
     if size > free:
         raise StorageError(

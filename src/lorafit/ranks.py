@@ -5,14 +5,17 @@ order, each on its share of a batch; what is written, rank 0 writes.
 """
 
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
 _LONGEST_WAIT = timedelta(minutes=30)  # for another rank, such as one that tokenizes
+_OUR_STORE = "lorafit/store"
 # What tells a process its rank; a process that it starts has none.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -42,25 +45,52 @@ def is_first_here() -> bool:
     return count() == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0
 
 
-def restarts() -> int:
-    """Return how often torchrun has started the ranks anew because one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def launch() -> str | None:
+    """Return what tells one call of torchrun from another, also when it starts the ranks anew; None of other ways."""
+    return os.environ.get("TORCHELASTIC_RUN_ID") if count() > 1 else None
 
 
 def begin() -> None:
     """Let the ranks find each other; a process that is alone, or has begun already, goes on at once."""
     import torch
     from torch import distributed
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     if count() == 1 or distributed.is_initialized():
         return
-    found, *_ = next(rendezvous("env://", timeout=_LONGEST_WAIT))
-    # torchrun may keep its store from one start to the next, in which the addresses of the dead still stand.
-    store = PrefixStore(f"lorafit-{restarts()}", found)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank(), world_size=count(), timeout=_LONGEST_WAIT)
+    distributed.init_process_group(
+        backend, store=_fresh_store(), rank=rank(), world_size=count(), timeout=_LONGEST_WAIT
+    )
+
+
+def _fresh_store() -> Any:
+    """Return a store of rank 0's own, in which the ranks find each other's addresses.
+
+    torchrun keeps its store from one start of the workers to the next, and in it the addresses of the dead. Only that
+    of our own store is read there: one that nobody answers at any more is read again.
+    """
+    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.rendezvous import rendezvous
+
+    launchers, *_ = next(rendezvous("env://", timeout=_LONGEST_WAIT))
+    if is_first():
+        with socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))) as known:
+            host = known.getsockname()[0]  # by which other machines reach this one, if they reach the launcher so
+        store = TCPStore(host, 0, count(), is_master=True, timeout=_LONGEST_WAIT, wait_for_workers=False)
+        launchers.set(_OUR_STORE, f"{host} {store.port}")
+        return store
+    deadline = time.monotonic() + _LONGEST_WAIT.total_seconds()
+    while True:
+        host, port = launchers.get(_OUR_STORE).decode().split()
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return TCPStore(host, int(port), count(), is_master=False, timeout=_LONGEST_WAIT)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def of_first(value: Value) -> Value:

@@ -277,6 +277,11 @@ def refuse_changed(run: Run, recipe: Recipe | None = None) -> None:
         )
 
 
+def was_begun_by(path: Path, launch: str | None) -> bool:
+    """Tell whether the run in a folder was begun by this launch of several ranks: see `ranks.launch`."""
+    return launch is not None and (path / "run.json").is_file() and Run(path).record.get("launch") == launch
+
+
 def find_unfinished(path: Path, recipe: Recipe, but_for: Collection[str] = ()) -> Run | None:
     """Return the run in a folder if it is one of this recipe, but for some keys, that did not come to its end."""
     run = Run(path)

@@ -9,7 +9,7 @@ import platform
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def restore(record: dict[str, Any]) -> Runtime:
     where = Runtime(**record)
     if where.device == "cuda" and not torch.cuda.is_available():
         raise RunError("The run was started on a GPU, and there is none here. Train it anew with --overwrite.")
+    if ranks.local_count() > 1:  # perhaps more than there were
+        where = replace(where, threads=min(where.threads, max(1, usable_cores() // ranks.local_count())))
     torch.set_num_threads(where.threads)
     return where
 

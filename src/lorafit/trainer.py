@@ -231,6 +231,8 @@ class ClassifierTrainer(Trainer):
         return f"checkpoint-{self.state.global_step}"
 
     def _save_what_was_reached(self) -> None:
+        if ranks.count() > 1:  # the others may be in the middle of a step, and would not come to it
+            return
         if self._folder is not None and self.state.global_step > 0 and not (self._folder / self._checkpoint).exists():
             self._save_checkpoint()
 

@@ -42,6 +42,7 @@ def demo(overwrite: Overwrite = False, _: Quiet = False) -> None:
 
     Prepare, train, evaluate and predict, by recipes/demo.toml; the run lies in runs/demo.
     """
+    _refuse_ranks("demo")
     from lorafit import pipeline, predict, recipe, runs
 
     demo_recipe = recipe.load(recipe.shipped("demo"))
@@ -192,7 +193,8 @@ def train(
         raise RecipeError("Name a recipe or a data file; `lorafit demo` needs neither.")
     chosen = chosen_recipe(source, columns, tuple(settings or ()), small)
     if dry_run:
-        typer.echo(recipe.to_toml(chosen), nl=False)
+        if ranks.is_first():
+            typer.echo(recipe.to_toml(chosen), nl=False)
         pipeline.plan(chosen)
         return
     if seeds > 1:
@@ -211,8 +213,8 @@ def train(
         run = cluster.train(chosen, out, address=ray, workers=2 if workers is None else workers, overwrite=overwrite)
         console.say(f"What did it gain? lorafit evaluate {run.path}")
         return
-    restarted = ranks.restarts() > 0  # then what stands there is our own
-    run = pipeline.train(chosen, out, overwrite=overwrite and not restarted, go_on=restarted)
+    begun = runs.was_begun_by(out or runs.DEFAULT_ROOT / chosen.name, ranks.launch())  # before a worker died
+    run = pipeline.train(chosen, out, overwrite=overwrite and not begun, go_on=begun)
     ranks.end()
     console.say(f"What did it gain? lorafit evaluate {run.path}")
 
@@ -243,6 +245,7 @@ def sweep(
     from lorafit import sweep as search
     from lorafit.sweep import space
 
+    _refuse_ranks("sweep")
     chosen = recipe.load(recipe_file, tuple(settings or ()), small=small)
     found = search.run(chosen, space.load(space_file, chosen), trials, out, storage)
     if found.best is not None:
@@ -304,3 +307,8 @@ def runs() -> None:
         typer.echo(f"There are no runs in {DEFAULT_ROOT}/ yet. Start with: lorafit demo")
         return
     print_runs(found)
+
+
+def _refuse_ranks(command: str) -> None:
+    if ranks.count() > 1:
+        raise RecipeError(f"`lorafit {command}` is for one process; torchrun goes with `lorafit train`.")

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from lorafit import pipeline
 from lorafit import recipe as recipes
 from lorafit.console import complain, duration, say, without_sentences
-from lorafit.errors import EncoderError, LorafitWarning, RecipeError, RunError
-from lorafit.files import storing, write_text
+from lorafit.errors import LorafitError, LorafitWarning, RecipeError, RunError, StorageError
+from lorafit.files import write_text
 from lorafit.recipe import Recipe
 from lorafit.runs import Run
 from lorafit.sweep import outcome, studies
@@ -66,20 +68,24 @@ def run(recipe: Recipe, space: Space, trials: int, out: Path | str | None = None
     >>> run(recipe.load("recipes/demo.toml"), space.load("recipes/spaces/demo.toml", recipe), trials=20)
     """
     studies.refuse_missing()
+    from optuna.exceptions import StorageInternalError
+
     if trials < 1:
         raise RecipeError(f"A sweep needs at least one trial; asked for was {trials}.")
     folder = Path(out) if out else DEFAULT_ROOT / recipe.name
-    with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     study = studies.opened(recipe, space, folder, storage)
     pipeline.prepare(recipe)  # what is wrong with the data is said before the first trial, and once
+    chosen = recipes.changed(recipe, {"encoder.precision": study.precision()})
     try:
         while (trial := study.claim(trials)) is not None:
-            _carry_out(study, trial, recipe, trials)
+            _carry_out(study, trial, chosen, trials)
     except (KeyboardInterrupt, SystemExit):
         complain("Interrupted", "the same command goes on with the search, in the middle of its trial.", "yellow")
         raise
-    return _finish(study, recipe)
+    except StorageInternalError as error:
+        raise StorageError(f"The study's database does not answer: {str(error).splitlines()[0]}.") from error
+    with FileLock(folder / ".finish"):  # two that end at once
+        return _finish(study, chosen)
 
 
 def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
@@ -101,9 +107,13 @@ def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
     except studies.Pruned:
         study.tell_pruned(trial, **_facts(Run(trial.folder)))
         say("  stopped early, behind most trials at this epoch")
-    except (RecipeError, EncoderError, RunError) as error:  # of these values; other trials may do better
-        study.tell_failed(trial, str(error))
-        complain("Trial failed", str(error), "yellow")
+    except StorageError:  # which other trials would meet too
+        raise
+    except (LorafitError, MemoryError, RuntimeError) as error:  # of these values; other trials may do better
+        if not isinstance(error, LorafitError) and "memory" not in repr(error).lower():
+            raise
+        study.tell_failed(trial, str(error).splitlines()[0])
+        complain("Trial failed", str(error).splitlines()[0], "yellow")
     else:
         facts = _facts(Run(trial.folder)) | {"best_epoch": found.best_epoch, "loss": found.best["loss"]}
         study.tell(trial, found.best[study.by], **facts)
@@ -124,8 +134,12 @@ def _facts(run: Run) -> dict[str, Any]:
 def _finish(study: Study, recipe: Recipe) -> Swept:
     """Finish and evaluate the best trial's run, and write what the search found."""
     found = study.trials()
-    if open_ones := [trial for trial in found if trial.state == "running"]:
-        say(f"{len(open_ones)} of {len(found)} trials are still worked on elsewhere; who ends last writes the report.")
+    if open_ones := study.open_elsewhere():
+        places = ", ".join(sorted({trial.host for trial in open_ones}))
+        say(
+            f"{len(open_ones)} of {len(found)} trials are still worked on ({places}); who ends last writes the report. "
+            "Where that one has gone, the same command does, some time after its last sign of life."
+        )
         return Swept(study.folder, found, None)
     best = studies.best_of(found)
     if best is None:
@@ -139,8 +153,8 @@ def _finish(study: Study, recipe: Recipe) -> Swept:
         return Swept(study.folder, found, None)
     say(f"The best of {len(found)}: trial {best.number + 1}, {study.by} {best.score:.4f} on validation.")
     winner = pipeline.resume(winner.path)
+    study.note_test(best)
     pipeline.evaluate(winner)
-    study.note_test(best, winner.scores)
     outcome.write(study, found, best, winner)
     return Swept(study.folder, found, winner)
 

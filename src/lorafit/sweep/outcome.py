@@ -101,7 +101,10 @@ def _caution(study: Study, trials: list[Trial]) -> str:
     )
     said += "." if looks == 1 else ", for the search was gone on with after its end: the last look is not quite fresh."
     if len({trial.facts["validation_sha256"] for trial in trials if "validation_sha256" in trial.facts}) > 1:
-        said += " The trials were validated on different texts, so their scores differ by those too."
+        said += (
+            " The trials had splits of their own: their scores differ by their texts too, and texts of the winner's "
+            "test were training or validation texts of others. A `data.test_source` is the same for all."
+        )
     return said
 
 

@@ -115,7 +115,7 @@ def _allowed(key: str, allowed: Any, recipe: Recipe, place: str) -> Range | dict
             found = Range.model_validate(allowed)
         except ValidationError as error:
             raise RecipeError(f"{place}: {key}: {_fault(error)}.") from None
-        ends: list[Any] = [found.low, found.high]
+        ends: list[Any] = [found.low, found.high, found.low + (found.step or 0)]
     elif isinstance(allowed, list) and allowed:
         ends = allowed
     else:

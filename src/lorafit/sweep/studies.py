@@ -9,26 +9,34 @@ import logging
 import math
 import os
 import platform
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import psutil
 from filelock import FileLock
 
 from lorafit import runs, runtime
-from lorafit.errors import LorafitError, RecipeError, RunError
-from lorafit.files import storing
+from lorafit.errors import LorafitError, RecipeError, RunError, StorageError
+from lorafit.files import storing, write_text
 from lorafit.recipe import Recipe
+from lorafit.runs import Run
 from lorafit.sweep.space import Range, Space
 
 State = Literal["running", "finished", "stopped early", "failed"]
 _STARTUP_TRIALS = 5  # of which each comes to its end, before others are measured by them
 _SECONDS_TO_SIGN = 60  # between asking for a trial and signing it
+_MOST_LIVES = 3  # of a trial whose processes die
+_LEAST_PATIENCE_SECONDS = 600
+_CLOCK_SECONDS = 5  # by which a clock may be set while a process runs
 # What differs between two machines or two calls on one search, and changes no result.
 _OWN = ("name", "training.threads")
+_SIGNED = "sweep.json"  # which study a folder's trials are of
+_OURS_BEFORE = ("study.db", "study.db-journal", ".lock")
 
 
 class Pruned(Exception):  # noqa: N818 - no error: how a poor trial ends
@@ -95,12 +103,18 @@ def opened(recipe: Recipe, space: Space, folder: Path, url: str) -> "Study":
         RunError: the study is one of another recipe or space.
         RecipeError: the database can't be opened.
     """
-    import optuna
-    from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+    optuna = _optuna()
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(logging.ERROR)
     place = url or f"sqlite:///{folder / 'study.db'}"
+    shown = place
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
+        shown = make_url(place).render_as_string(hide_password=True)
         with FileLock(folder / ".lock"):  # two that make its tables at once are in each other's way
             storage = optuna.storages.RDBStorage(place, engine_kwargs=_patient(place))
             study = optuna.create_study(
@@ -110,10 +124,30 @@ def opened(recipe: Recipe, space: Space, folder: Path, url: str) -> "Study":
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=_STARTUP_TRIALS),
                 load_if_exists=True,
             )
-    except (ArgumentError, DatabaseError, NoSuchModuleError, ImportError, RuntimeError) as error:
-        raise RecipeError(f"The study's database {place} can't be opened: {str(error).splitlines()[0]}.") from None
-    _refuse_other(study, recipe, space, place)
+    except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
+        raise RecipeError(f"The study's database {shown} can't be opened: {str(error).splitlines()[0]}.") from None
+    _refuse_other(study, recipe, space, shown)
+    _refuse_other_folder(study, folder)
     return Study(study, recipe, space, folder)
+
+
+def _refuse_other_folder(study: Any, folder: Path) -> None:
+    """Sign a new folder; refuse one that holds another search, or something else.
+
+    Raises:
+        RunError: it holds another search.
+        StorageError: it holds files that are no search.
+    """
+    ours, file = study.user_attrs["lorafit"]["id"], folder / _SIGNED
+    if not file.is_file():
+        foreign = [path.name for path in folder.iterdir() if path.name not in _OURS_BEFORE]
+        if foreign:
+            raise StorageError(
+                f"{folder} holds files that are no search of lorafit's. Choose another folder with --out."
+            )
+        write_text(file, json.dumps({"study": ours}) + "\n")
+    elif json.loads(file.read_text(encoding="utf-8")).get("study") != ours:
+        raise RunError(f"{folder} holds the trials of another search. Choose another folder with --out.")
 
 
 def _patient(place: str) -> dict[str, Any]:
@@ -125,7 +159,7 @@ def _refuse_other(study: Any, recipe: Recipe, space: Space, place: str) -> None:
     ours = {"recipe": _plain(recipe), "space": json.loads(json.dumps(space.as_record()))}
     theirs = study.user_attrs.get("lorafit")
     if theirs is None and not study.trials:
-        study.set_user_attr("lorafit", ours)
+        study.set_user_attr("lorafit", ours | {"id": uuid4().hex})
         return
     if theirs is None:
         raise RunError(f"{place} holds a study {recipe.name!r} that is not lorafit's. Choose another --storage.")
@@ -133,7 +167,7 @@ def _refuse_other(study: Any, recipe: Recipe, space: Space, place: str) -> None:
     if keys:
         raise RunError(
             f"{place} holds a search over another {what} (it differs in {', '.join(keys)}). "
-            "Choose another folder with --out, or another name in the recipe."
+            "Choose another folder with --out; of a --storage of your own, another name in the recipe too."
         )
 
 
@@ -173,19 +207,44 @@ class Study:
         None: there are `count`, and nobody has left one.
         """
         with storing(self.folder), FileLock(self.folder / ".lock"):
-            left = next((found for found in self._frozen() if self._is_left(found)), None)
-            number = left.number if left is not None else len(self.trials())
-            if number >= count:
+            while (left := next((found for found in self._frozen() if self._is_left(found)), None)) is not None:
+                taken_over = left.user_attrs.get("taken_over", 0)
+                if left.number >= count:
+                    return None
+                if taken_over < _MOST_LIVES - 1:
+                    break
+                reason = f"{_MOST_LIVES} processes died of it, perhaps for want of memory"
+                self._study._storage.set_trial_user_attr(left._trial_id, "reason", reason)
+                self._study.tell(left.number, state=_states().FAIL)
+            if left is None and len(self.trials()) >= count:
                 return None
-            self._study.sampler = _sampler(self._recipe.seed, number)
-            trial = self._ask(left)
-            self._sign(trial)
-        if trial.number >= count:  # a process on another machine was as fast
-            trial.set_user_attr("surplus", True)
-            self._study.tell(trial, state=_states().FAIL)
-            return None
+            trial = self._study.ask() if left is None else _optuna().trial.Trial(self._study, left._trial_id)
+            self._sign(trial, 0 if left is None else taken_over + 1)
+            if sum(other.number < trial.number for other in self.trials()) >= count:  # another machine was as fast
+                trial.set_user_attr("surplus", True)
+                self._study.tell(trial, state=_states().FAIL)
+                return None
+            self._draw(trial)
         self._held[trial.number] = trial
         return self._as_trial(self._frozen_of(trial.number))
+
+    def open_elsewhere(self) -> list[Trial]:
+        """Return the trials that other processes work on."""
+        running = [found for found in self._frozen() if found.state == _states().RUNNING]
+        return [self._as_trial(found) for found in running if not self._is_left(found)]
+
+    def precision(self) -> str:
+        """Return the precision of all trials where the recipe leaves it open: what the first process has measured.
+
+        How much faster bf16 is depends on the threads, of which a trial has more or fewer.
+        """
+        wanted = self._recipe.encoder.precision
+        if wanted != "auto":
+            return wanted
+        if "precision" not in self._study.user_attrs:
+            chosen = runtime.choose(wanted, self._recipe.training.threads).precision
+            self._study.set_user_attr("precision", chosen)
+        return str(self._study.user_attrs["precision"])
 
     def threads_a_trial(self) -> int:
         """Return the recipe's threads; where that is all cores, this trial's share beside those of other processes.
@@ -208,6 +267,7 @@ class Study:
         if epoch < 1:
             return
         held = self._held[trial.number]
+        held.set_user_attr("seen", time.time())
         held.report(score, epoch)
         if epoch < self._epochs(trial) and held.should_prune():
             raise Pruned
@@ -243,15 +303,13 @@ class Study:
         kept = {best.folder} if best else set()
         return [trial for trial in found if trial.state != "running" and trial.folder not in kept]
 
-    def note_test(self, best: Trial, scores: dict[str, Any] | None) -> None:
-        """Note that the test set was looked at, by whom and with what result."""
-        assert scores is not None
-        looks = self.tests() | {str(best.number): scores["test"]["adapted"]["accuracy"]}
-        self._study.set_user_attr("tests", looks)
+    def note_test(self, best: Trial) -> None:
+        """Note that the test set is looked at for a trial, before it is."""
+        self._study.set_user_attr("tests", sorted({*self.tests(), best.number}))
 
-    def tests(self) -> dict[str, float]:
-        """Return the test accuracy of each trial that was the best when a search ended, by its number."""
-        return dict(self._study.user_attrs.get("tests", {}))
+    def tests(self) -> list[int]:
+        """Return the numbers of the trials that were the best when a search ended, which the test was looked at for."""
+        return list(self._study.user_attrs.get("tests", []))
 
     def importances(self) -> dict[str, float]:
         """Return for each key its share of what the score varies by (fANOVA, Hutter et al. 2014); {} if nobody can say.
@@ -266,22 +324,16 @@ class Study:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
 
-    def _ask(self, left: Any) -> Any:
-        """Return a trial of Optuna's with all its values."""
-        import optuna
+    def _draw(self, trial: Any) -> None:
+        """Give a trial its values, each from a seed of its own; what a dead process has drawn stays."""
+        for place, (key, allowed) in enumerate(self._space.keys.items()):
+            self._study.sampler = _sampler(self._recipe.seed, trial.number, place)
+            trial._suggest(key, _distribution(allowed))
 
-        if left is None:
-            return self._study.ask(fixed_distributions=self._distributions())
-        trial = optuna.trial.Trial(self._study, left._trial_id)  # what has been drawn stays
-        for key, distribution in self._distributions().items():
-            trial._suggest(key, distribution)
-        return trial
-
-    def _distributions(self) -> dict[str, Any]:
-        return {key: _distribution(allowed) for key, allowed in self._space.keys.items()}
-
-    def _sign(self, trial: Any) -> None:
+    def _sign(self, trial: Any, taken_over: int) -> None:
         """Write on a trial whose it is: the machine, the process, the run's folder."""
+        trial.set_user_attr("taken_over", taken_over)
+        trial.set_user_attr("seen", time.time())
         folder = (self.folder / "trials" / f"{trial.number:04d}").absolute()
         trial.set_user_attr("folder", str(folder))
         trial.set_user_attr("host", platform.node())
@@ -289,15 +341,24 @@ class Study:
         trial.set_user_attr("process", [os.getpid(), psutil.Process().create_time()])
 
     def _is_left(self, found: Any) -> bool:
-        """Tell whether a trial was begun by a process of this machine, in this folder, that is gone."""
+        """Tell whether a trial was begun by a process that is gone."""
         if found.state != _states().RUNNING:
             return False
         of = found.user_attrs
         if "process" not in of:  # its process signs it at once, unless it was killed then
             begun = found.datetime_start  # without a zone, as Optuna has it
             return bool((datetime.now() - begun).total_seconds() > _SECONDS_TO_SIGN)
-        in_this_folder = Path(of["folder"]).parent == (self.folder / "trials").absolute()
-        return _is_here(found) and in_this_folder and not _is_alive(*of["process"])
+        if not _is_here(found):  # of which nothing can be known but how long it has been silent
+            return bool(time.time() - of["seen"] > self._patience())
+        if of["process"][0] == os.getpid():  # of this process, which was interrupted and is called again
+            return found.number not in self._held
+        folder = Path(of["folder"])
+        return not _is_alive(*of["process"]) and not (folder.is_dir() and Run(folder).is_being_written)
+
+    def _patience(self) -> float:
+        """Return the seconds after which a silent trial of another machine is taken for dead."""
+        seconds = [trial.facts.get("seconds", 0.0) for trial in self.trials() if trial.state == "finished"]
+        return _LEAST_PATIENCE_SECONDS + 3 * max(seconds, default=6 * 3600)
 
     def _note(self, trial: Trial, facts: dict[str, Any]) -> None:
         for name, value in facts.items():
@@ -331,10 +392,14 @@ class Study:
         )
 
 
-def _states() -> Any:
+def _optuna() -> Any:
     import optuna
 
-    return optuna.trial.TrialState
+    return optuna
+
+
+def _states() -> Any:
+    return _optuna().trial.TrialState
 
 
 def _is_here(found: Any) -> bool:
@@ -343,17 +408,14 @@ def _is_here(found: Any) -> bool:
 
 def _is_alive(pid: int, created: float) -> bool:
     try:
-        return bool(psutil.Process(pid).create_time() == created)
+        return bool(abs(psutil.Process(pid).create_time() - created) < _CLOCK_SECONDS)
     except psutil.Error:
         return False
 
 
-def _sampler(seed: int, number: int) -> Any:
-    """Return the sampler of one trial: TPE (Bergstra et al. 2011), which learns from the trials before."""
-    import optuna
-
-    drawn_from = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    return optuna.samplers.TPESampler(seed=drawn_from)
+def _sampler(*seed: int) -> Any:
+    """Return the sampler of one trial's key: TPE (Bergstra et al. 2011), which learns from the trials before."""
+    return _optuna().samplers.TPESampler(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 
 def _distribution(allowed: Range | dict[str, Any]) -> Any:

@@ -29,6 +29,13 @@ struct Dropout {
     Ints stays = mix(columns * 0x9e3779b9u + key) >= threshold;
     return (Floats)(stays & (Ints)spread(scale));
   }
+  // The same for one column of 16 rows.
+  Floats factors_of_rows(long row, long part, long column) const {
+    Units rows = Units{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (uint32_t)row;
+    Units keys = mix(mix(rows * 0x9e3779b9u + (uint32_t)part) + seed);
+    Ints stays = mix(keys + (uint32_t)column * 0x9e3779b9u) >= threshold;
+    return (Floats)(stays & (Ints)spread(scale));
+  }
 };
 
 }  // namespace

@@ -33,7 +33,7 @@ struct Attention {
 
 namespace {
 
-constexpr long KEYS = 96;  // keys at a time in the backward pass: a multiple of LANES; its scores stay in L2
+constexpr long KEYS = 128;  // keys at a time in the backward pass, a multiple of 2 * TILE: their weights stay in L2
 
 // Scores that a row may not see become this: their exponential is nothing.
 constexpr float NOTHING = -1e30f;
@@ -134,59 +134,67 @@ void forward(const Attention& call, long sequence, long head) {
   }
 }
 
-// Return the gradient of 16 scores of a row, and put the weights that the forward pass used into `weights`.
+// Return the gradient of a key's scores by 16 queries from `row` on, and put the weights that the forward pass used into
+// `weights`. Queries that are none have a row sum so large that both are nothing.
 template <class T>
-inline Floats grad_of_scores(const Attention& call, const Dropout& dropout, long start, long row, long head, long column,
-                             long length, float row_sum, float delta, Floats scores, Floats grad, Floats& weights) {
-  if (call.window >= 0 || column + LANES > length) scores = outside(scores, row, column, length, call.window);
-  const Floats p = exp2<T>(scores * (call.scale * LOG2_E) - row_sum);
+inline Floats grad_of_scores(const Attention& call, const Dropout& dropout, long start, long row, long head, long key,
+                             const float* row_sums, const float* deltas, Floats scores, Floats grad, Floats& weights) {
+  if (call.window >= 0) {
+    const Ints rows = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (int)row;
+    scores = (rows < (int)(key - call.window)) | (rows > (int)(key + call.window)) ? spread(NOTHING) : scores;
+  }
+  const Floats p = exp2<T>(scores * (call.scale * LOG2_E) - load<Floats>(row_sums + row));
   weights = p;
   if (dropout.threshold) {
-    Floats factors = dropout.factors(dropout.row_key(start + row, head), column);
+    const Floats factors = dropout.factors_of_rows(start + row, head, key);
     weights *= factors;
     grad *= factors;
   }
-  return p * (grad - delta) * call.scale;
+  return p * (grad - load<Floats>(deltas + row)) * call.scale;
 }
 
+// Keys are the rows of every product here, so that each reads its left side as it lies: S' = K Q', dP' = V dO', then
+// dV = P' dO, dK = dS' Q, dQ' = K' dS'. The last is turned when it is whole.
 template <class T>
 void backward(const Attention& call, long sequence, long head) {
   typedef typename T::Number Number;
   const long start = call.starts[sequence], length = call.starts[sequence + 1] - start, size = call.head;
   if (length == 0) return;
-  const long padded = round_up(length, LANES), units = size / T::PER_UNIT, out_row = call.heads * size;
-  const long asked = asking(call, length), rows_at_once = even_share<T>(asked);
-  const long row_units = round_up(asked, rows_at_once) / T::PER_UNIT;
-  static thread_local Buffer<uint32_t> packed_there, weights_there, grad_scores_there;
-  static thread_local Buffer<Number> grad_score_rows_there;
-  static thread_local Buffer<float> scores_there, grad_weights_there, grad_q_there, sums_there, deltas_there;
-  const long by_head = padded * units, by_position = (padded + LANES) / T::PER_UNIT * size;
-  uint32_t* keys_by_head = packed_there.of(2 * by_head + 3 * by_position);
-  uint32_t* values_by_head = keys_by_head + by_head;
-  uint32_t* keys = values_by_head + by_head;
-  uint32_t* queries = keys + by_position;
+  const long together = by_tiles<T>() ? 2 * TILE : LANES, rows_at_once = even_share<T>(std::min(length, KEYS));
+  const long asked = asking(call, length), padded = round_up(asked, together), padded_keys = round_up(length, KEYS);
+  const long units = size / T::PER_UNIT, out_row = call.heads * size;
+  static thread_local Buffer<uint32_t> packed_there, grad_scores_there;
+  static thread_local Buffer<Number> weights_there, grad_score_rows_there, keys_there;
+  static thread_local Buffer<float> scores_there, grad_weights_there, grad_q_there, sums_there, of_rows_there;
+  const long by_head = padded * units, by_position = padded / T::PER_UNIT * size;
+  uint32_t* queries_by_head = packed_there.of(2 * by_head + 2 * by_position);
+  uint32_t* grads_by_head = queries_by_head + by_head;
+  uint32_t* queries = grads_by_head + by_head;
   uint32_t* grads = queries + by_position;
-  uint32_t* weights = weights_there.of(row_units * KEYS);                       // P, in units of rows
-  uint32_t* grad_scores = grad_scores_there.of(row_units * KEYS);               // dS, in units of rows
-  Number* grad_score_rows = grad_score_rows_there.of(rows_at_once * KEYS);      // dS of a few rows, in units of keys
-  float* scores = scores_there.of(rows_at_once * KEYS);
-  float* grad_weights = grad_weights_there.of(rows_at_once * KEYS);
-  float* grad_q = grad_q_there.of(length * size);
+  Number* keys = keys_there.of(size * padded_keys);                     // K'
+  Number* weights = weights_there.of(KEYS * padded);                    // P'
+  Number* grad_score_rows = grad_score_rows_there.of(KEYS * padded);    // dS'
+  uint32_t* grad_scores = grad_scores_there.of(KEYS / T::PER_UNIT * padded);  // dS', in units of keys
+  float* scores = scores_there.of(rows_at_once * padded);
+  float* grad_weights = grad_weights_there.of(rows_at_once * padded);
+  float* grad_q = grad_q_there.of(size * padded);                       // dQ'
   float* sums = sums_there.of(KEYS * size);
-  float* deltas = deltas_there.of(length);  // rowsum(dO * O)
+  float* deltas = of_rows_there.of(2 * padded);                         // rowsum(dO * O)
+  float* row_sums = deltas + padded;
 
   const Number* q = (const Number*)call.q + start * call.q_row + head * size;
   const Number* k = (const Number*)call.k + start * call.k_row + head * size;
   const Number* v = (const Number*)call.v + start * call.v_row + head * size;
   const Number* out = (const Number*)call.out + start * out_row + head * size;
   const Number* grad_out = (const Number*)call.grad_out + start * out_row + head * size;
-  const float* row_sums = call.row_sums + head * call.tokens + start;
-  std::memset(keys, 0, padded / T::PER_UNIT * size * 4);
-  pack_by_head((const uint32_t*)k, call.k_row / T::PER_UNIT, length, units, keys_by_head, padded);
-  pack_by_head((const uint32_t*)v, call.v_row / T::PER_UNIT, length, units, values_by_head, padded);
-  pack_by_position(k, call.k_row, length, size, keys);
+  std::memset(queries_by_head, 0, (2 * by_head + 2 * by_position) * 4);
+  pack_by_head((const uint32_t*)q, call.q_row / T::PER_UNIT, asked, units, queries_by_head, padded);
+  pack_by_head((const uint32_t*)grad_out, out_row / T::PER_UNIT, asked, units, grads_by_head, padded);
   pack_by_position(q, call.q_row, asked, size, queries);
   pack_by_position(grad_out, out_row, asked, size, grads);
+  turn(k, call.k_row, length, size, keys, padded_keys);
+  for (long row = 0; row < padded; row++) deltas[row] = 0, row_sums[row] = -NOTHING;
+  std::memcpy(row_sums, call.row_sums + head * call.tokens + start, asked * 4);
   for (long row = 0; row < asked; row++) {
     Floats delta{};
     for (long n = 0; n < size; n += LANES) delta += T::get(out + row * out_row + n) * T::get(grad_out + row * out_row + n);
@@ -194,53 +202,51 @@ void backward(const Attention& call, long sequence, long head) {
   }
 
   const Dropout dropout = Dropout::of(call.seed, call.dropout);
-  std::memset(grad_q, 0, length * size * 4);
-  for (long key = 0; key < padded; key += KEYS) {
-    const long columns = std::min(KEYS, padded - key), columns_there = std::min(KEYS, length - key);
-    long first = 0, last = asked;  // the rows that see these keys
+  std::memset(grad_q, 0, size * padded * 4);
+  for (long key = 0; key < length; key += KEYS) {
+    const long there = std::min(KEYS, length - key), filled = round_up(there, together);
+    long from = 0, to = padded;  // the queries that see these keys
     if (call.window >= 0) {
-      first = std::max<long>(0, key - call.window) / rows_at_once * rows_at_once;
-      last = std::min<long>(asked, key + columns_there + call.window);
+      from = std::min(padded, std::max<long>(0, key - call.window) / together * together);
+      to = std::max(from, std::min(padded, round_up(key + there + call.window, together)));
     }
-    for (long row = first; row < last; row += rows_at_once) {
-      const long rows = std::min(rows_at_once, asked - row);
-      product<T>(rows, columns, units, (const uint32_t*)(q + row * call.q_row), call.q_row / T::PER_UNIT, 1,
-                 keys_by_head + key, padded, scores, KEYS);
-      product<T>(rows, columns, units, (const uint32_t*)(grad_out + row * out_row), out_row / T::PER_UNIT, 1,
-                 values_by_head + key, padded, grad_weights, KEYS);
+    const long columns = to - from;
+    for (long row = 0; row < there; row += rows_at_once) {
+      const long rows = std::min(rows_at_once, there - row);
+      product<T>(rows, columns, units, (const uint32_t*)(k + (key + row) * call.k_row), call.k_row / T::PER_UNIT, 1,
+                 queries_by_head + from, padded, scores, padded);
+      product<T>(rows, columns, units, (const uint32_t*)(v + (key + row) * call.v_row), call.v_row / T::PER_UNIT, 1,
+                 grads_by_head + from, padded, grad_weights, padded);
       for (long r = 0; r < rows; r += T::PER_UNIT)
         for (long n = 0; n < columns; n += LANES) {
-          Floats p[2] = {}, ds[2] = {};
+          Floats ds[2] = {};
           for (long half = r; half < std::min(rows, r + T::PER_UNIT); half++) {
-            const long here = row + half;
-            ds[half - r] = grad_of_scores<T>(call, dropout, start, here, head, key + n, length, row_sums[here], deltas[here],
-                                          load<Floats>(scores + half * KEYS + n),
-                                          load<Floats>(grad_weights + half * KEYS + n), p[half - r]);
-            T::put(grad_score_rows + half * KEYS + n, ds[half - r]);
+            Floats p;
+            ds[half - r] = grad_of_scores<T>(call, dropout, start, from + n, head, key + row + half, row_sums, deltas,
+                                             load<Floats>(scores + half * padded + n),
+                                             load<Floats>(grad_weights + half * padded + n), p);
+            T::put(weights + (row + half) * padded + n, p);
+            T::put(grad_score_rows + (row + half) * padded + n, ds[half - r]);
           }
-          const long unit = (row + r) / T::PER_UNIT * KEYS + n;
-          put_units(T(), weights + unit, p[0], p[1]);
-          put_units(T(), grad_scores + unit, ds[0], ds[1]);
+          put_units(T(), grad_scores + (row + r) / T::PER_UNIT * padded + n, ds[0], ds[1]);
         }
-      product<T>(rows, size, columns / T::PER_UNIT, (const uint32_t*)grad_score_rows, KEYS / T::PER_UNIT, 1,
-                 keys + key / T::PER_UNIT * size, size, grad_q + row * size, size, true);
     }
-    const long first_unit = first / T::PER_UNIT;
-    const long steps =
-        last > first ? round_up(std::min(asked, round_up(last, rows_at_once)), T::PER_UNIT) / T::PER_UNIT - first_unit : 0;
+    for (long unit = (there + T::PER_UNIT - 1) / T::PER_UNIT; unit < filled / T::PER_UNIT; unit++)
+      std::memset(grad_scores + unit * padded, 0, columns * 4);
+    product<T>(size, columns, filled / T::PER_UNIT, (const uint32_t*)(keys + key), padded_keys / T::PER_UNIT, 1,
+               grad_scores, padded, grad_q + from, padded, true);
     for (const bool of_values : {true, false}) {
-      product<T>(columns_there, size, steps, (of_values ? weights : grad_scores) + first_unit * KEYS, 1, KEYS,
-                 (of_values ? grads : queries) + first_unit * size, size, sums, size);
+      product<T>(there, size, columns / T::PER_UNIT, (const uint32_t*)(of_values ? weights : grad_score_rows),
+                 padded / T::PER_UNIT, 1, (of_values ? grads : queries) + from / T::PER_UNIT * size, size, sums, size);
       Number* to = (Number*)(of_values ? call.grad_v : call.grad_k) + (start + key) * call.grad_row + head * size;
-      for (long row = 0; row < columns_there; row++)
+      for (long row = 0; row < there; row++)
         for (long n = 0; n < size; n += LANES)
           T::put(to + row * call.grad_row + n, load<Floats>(sums + row * size + n));
     }
   }
-  Number* to = (Number*)call.grad_q + start * call.grad_row + head * size;
-  for (long row = 0; row < length; row++)
-    for (long n = 0; n < size; n += LANES)
-      T::put(to + row * call.grad_row + n, load<Floats>(grad_q + row * size + n));
+  put_turned<T>(grad_q, padded, asked, size, (Number*)call.grad_q + start * call.grad_row + head * size, call.grad_row);
+  for (long row = asked; row < length; row++)
+    std::memset((Number*)call.grad_q + (start + row) * call.grad_row + head * size, 0, size * sizeof(Number));
 }
 
 }  // namespace

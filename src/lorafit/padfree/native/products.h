@@ -4,6 +4,7 @@
 // unit.
 #pragma once
 
+#include "parallel.h"
 #include "tiles.h"
 
 namespace {
@@ -131,6 +132,39 @@ void pack_by_position(const uint16_t* x, long x_row, long length, long head, uin
       Units first = __builtin_convertvector(load<Halves>(x + row * x_row + n), Units), second{};
       if (row + 1 < length) second = __builtin_convertvector(load<Halves>(x + (row + 1) * x_row + n), Units);
       store(to + row / 2 * head + n, first | (second << 16));
+    }
+}
+
+// Turn x (length rows of `head` numbers) over: to[number][row], rows beyond the length are zeros up to `to_row`.
+inline void narrow(Units x, float* to, float*) { store(to, x); }
+inline void narrow(Units x, uint16_t* even, uint16_t* odd) {
+  typedef uint16_t Halves __attribute__((vector_size(32)));
+  store(even, __builtin_convertvector(x & 0xffff, Halves));
+  store(odd, __builtin_convertvector(x >> 16, Halves));
+}
+template <class Number>
+void turn(const Number* x, long x_row, long length, long head, Number* to, long to_row) {
+  constexpr long PER_UNIT = 4 / sizeof(Number);
+  static thread_local Buffer<uint32_t> there;
+  const long units = head / PER_UNIT;
+  uint32_t* by_head = there.of(units * to_row);
+  std::memset(by_head, 0, units * to_row * 4);
+  pack_by_head((const uint32_t*)x, x_row / PER_UNIT, length, units, by_head, to_row);
+  for (long unit = 0; unit < units; unit++)
+    for (long row = 0; row < to_row; row += LANES)
+      narrow(load<Units>(by_head + unit * to_row + row), to + unit * PER_UNIT * to_row + row,
+             to + (unit * PER_UNIT + PER_UNIT - 1) * to_row + row);
+}
+
+// Write x (`head` rows of numbers, one a position) turned over: a row of `head` numbers a position.
+template <class T>
+void put_turned(const float* x, long x_row, long length, long head, typename T::Number* to, long to_row) {
+  for (long row = 0; row < length; row += LANES)
+    for (long n = 0; n < head; n += LANES) {
+      Units block[16];
+      for (long r = 0; r < LANES; r++) block[r] = load<Units>(x + (n + r) * x_row + row);
+      exchange<1>(block), exchange<2>(block), exchange<4>(block), exchange<8>(block);
+      for (long r = 0; r < std::min(LANES, length - row); r++) T::put(to + (row + r) * to_row + n, (Floats)block[r]);
     }
 }
 
