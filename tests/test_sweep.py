@@ -235,17 +235,22 @@ def test_a_trial_whose_processes_die_again_and_again_is_given_up(files: tuple[Pa
     recipe = recipes.load(files[0])
     chosen = space.load(files[1], recipe)
     drawn = []
-    for _ in range(3):  # each a process of its own, as far as the study can tell
+    for _ in range(5):  # each a process of its own, as far as the study can tell
         trial = studies.opened(recipe, chosen, tmp_path / "out", "").claim(9)
         assert trial is not None
         drawn.append((trial.number, trial.changes))
-    assert drawn == [drawn[0]] * 3
+    assert drawn == [drawn[0]] * 5
     after = studies.opened(recipe, chosen, tmp_path / "out", "")
     trial = after.claim(9)
     assert trial is not None
     assert trial.number == 1
     assert after.trials()[0].state == "failed"
     assert "processes died of it" in after.trials()[0].reason
+    for step in range(1, 8):  # one that is killed, but comes forward, is gone on with
+        (trial.folder / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+        again = studies.opened(recipe, chosen, tmp_path / "out", "").claim(9)
+        assert again is not None
+        assert again.number == 1
 
 
 def test_a_trial_of_another_machine_is_taken_over_once_it_has_been_silent_for_long(

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from filelock import FileLock
 
-from lorafit import runs, runtime
+from lorafit import checkpoints, runs, runtime
 from lorafit.errors import LorafitError, RecipeError, RunError, StorageError
 from lorafit.files import storing, write_text
 from lorafit.recipe import Recipe
@@ -30,7 +30,7 @@ from lorafit.sweep.space import Range, Space
 State = Literal["running", "finished", "stopped early", "failed"]
 _STARTUP_TRIALS = 5  # of which each comes to its end, before others are measured by them
 _SECONDS_TO_SIGN = 60  # between asking for a trial and signing it
-_MOST_LIVES = 3  # of a trial whose processes die
+_MOST_DEATHS = 5  # of processes of one trial, none of which came as far as a checkpoint
 _LEAST_PATIENCE_SECONDS = 600
 _CLOCK_SECONDS = 5  # by which a clock may be set while a process runs
 # What differs between two machines or two calls on one search, and changes no result.
@@ -208,18 +208,17 @@ class Study:
         """
         with storing(self.folder), FileLock(self.folder / ".lock"):
             while (left := next((found for found in self._frozen() if self._is_left(found)), None)) is not None:
-                taken_over = left.user_attrs.get("taken_over", 0)
                 if left.number >= count:
                     return None
-                if taken_over < _MOST_LIVES - 1:
+                if _deaths(left) < _MOST_DEATHS:
                     break
-                reason = f"{_MOST_LIVES} processes died of it, perhaps for want of memory"
+                reason = f"{_MOST_DEATHS} processes died of it without a step forward, perhaps for want of memory"
                 self._study._storage.set_trial_user_attr(left._trial_id, "reason", reason)
                 self._study.tell(left.number, state=_states().FAIL)
             if left is None and len(self.trials()) >= count:
                 return None
             trial = self._study.ask() if left is None else _optuna().trial.Trial(self._study, left._trial_id)
-            self._sign(trial, 0 if left is None else taken_over + 1)
+            self._sign(trial, left)
             if sum(other.number < trial.number for other in self.trials()) >= count:  # another machine was as fast
                 trial.set_user_attr("surplus", True)
                 self._study.tell(trial, state=_states().FAIL)
@@ -330,9 +329,11 @@ class Study:
             self._study.sampler = _sampler(self._recipe.seed, trial.number, place)
             trial._suggest(key, _distribution(allowed))
 
-    def _sign(self, trial: Any, taken_over: int) -> None:
-        """Write on a trial whose it is: the machine, the process, the run's folder."""
-        trial.set_user_attr("taken_over", taken_over)
+    def _sign(self, trial: Any, left: Any) -> None:
+        """Write on a trial whose it is: the machine, the process, the run's folder; and what its dead ones reached."""
+        if left is not None:
+            trial.set_user_attr("deaths", _deaths(left))
+            trial.set_user_attr("reached", _reached(left))
         trial.set_user_attr("seen", time.time())
         folder = (self.folder / "trials" / f"{trial.number:04d}").absolute()
         trial.set_user_attr("folder", str(folder))
@@ -400,6 +401,18 @@ def _optuna() -> Any:
 
 def _states() -> Any:
     return _optuna().trial.TrialState
+
+
+def _deaths(left: Any) -> int:
+    """Return how many processes of a trial have died since it last came forward, the last one too."""
+    came_forward = _reached(left) > left.user_attrs.get("reached", 0)
+    return 1 if came_forward else int(left.user_attrs.get("deaths", 0)) + 1
+
+
+def _reached(left: Any) -> int:
+    """Return the step of a trial's last checkpoint, 0 before the first."""
+    last = checkpoints.last(Run(Path(left.user_attrs.get("folder", ""))).checkpoints)
+    return int(last.name.rpartition("-")[2]) if last else 0
 
 
 def _is_here(found: Any) -> bool:
