@@ -92,7 +92,7 @@ def of_demo(folder: Path) -> dict[str, Any]:
     for top in TOPS:
         recipe = recipes.changed(workload.DEMO, {"adapter.layers": f"top:{top}"})
         figures = measured(recipe, folder / f"top-{top}", ROUNDS["demo"])
-        run = pipeline.train(with_cache(recipe, True), folder / f"top-{top}" / "whole")
+        run = pipeline.resume(folder / f"top-{top}" / "0" / "full-cache")
         pipeline.evaluate(run)
         assert run.scores is not None
         adapted = run.scores["test"]["adapted"]

@@ -60,6 +60,9 @@ def test_an_address_where_nobody_answers_is_given_up_soon(
     assert "ray start --head" in refused.err
     assert time.monotonic() - start < 20
     assert not (tmp_path / "runs").exists()
+    refused = cli("train", recipe_file, "--ray", "ray://127.0.0.1:10001")
+    assert refused.code == 2
+    assert "with --ray auto" in refused.err
     monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         refused = cli("train", recipe_file, "--ray", f"127.0.0.1:{silent.getsockname()[1]}")

@@ -18,8 +18,8 @@ import pytest
 from lorafit import pipeline, proof, runs, sweep
 from lorafit import recipe as recipes
 from lorafit.errors import RecipeError
-from lorafit.sweep import outcome, space, studies
-from lorafit.sweep.studies import Trial
+from lorafit.sweep import database, lives, outcome, space, studies
+from lorafit.sweep.trials import Trial, best_of
 from tests.conftest import Said
 
 SPACE = """
@@ -236,11 +236,11 @@ def test_a_trial_whose_processes_die_again_and_again_is_given_up(files: tuple[Pa
     chosen = space.load(files[1], recipe)
     drawn = []
     for _ in range(5):  # each a process of its own, as far as the study can tell
-        trial = studies.opened(recipe, chosen, tmp_path / "out", "").claim(9)
+        trial = database.opened(recipe, chosen, tmp_path / "out", "").claim(9)
         assert trial is not None
         drawn.append((trial.number, trial.changes))
     assert drawn == [drawn[0]] * 5
-    after = studies.opened(recipe, chosen, tmp_path / "out", "")
+    after = database.opened(recipe, chosen, tmp_path / "out", "")
     trial = after.claim(9)
     assert trial is not None
     assert trial.number == 1
@@ -248,7 +248,7 @@ def test_a_trial_whose_processes_die_again_and_again_is_given_up(files: tuple[Pa
     assert "processes died of it" in after.trials()[0].reason
     for step in range(1, 8):  # one that is killed, but comes forward, is gone on with
         (trial.folder / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
-        again = studies.opened(recipe, chosen, tmp_path / "out", "").claim(9)
+        again = database.opened(recipe, chosen, tmp_path / "out", "").claim(9)
         assert again is not None
         assert again.number == 1
 
@@ -258,10 +258,10 @@ def test_a_trial_of_another_machine_is_taken_over_once_it_has_been_silent_for_lo
 ) -> None:
     recipe = recipes.load(files[0])
     chosen = space.load(files[1], recipe)
-    monkeypatch.setattr(studies.platform, "node", lambda: "elsewhere")
-    assert studies.opened(recipe, chosen, tmp_path / "out", "").claim(9) is not None
+    monkeypatch.setattr(lives.platform, "node", lambda: "elsewhere")
+    assert database.opened(recipe, chosen, tmp_path / "out", "").claim(9) is not None
     monkeypatch.undo()
-    here = studies.opened(recipe, chosen, tmp_path / "out", "")
+    here = database.opened(recipe, chosen, tmp_path / "out", "")
     assert [trial.host for trial in here.open_elsewhere()] == ["elsewhere"]
     second = here.claim(9)
     assert second is not None
@@ -389,7 +389,7 @@ def test_a_study_of_another_recipe_or_space_is_refused(
 
 def test_a_poor_trial_is_stopped_early_and_the_base_is_no_reason(files: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = recipes.changed(recipes.load(files[0]), {"training.epochs": 3})
-    study = studies.opened(recipe, space.load(files[1], recipe), tmp_path / "out", "")
+    study = database.opened(recipe, space.load(files[1], recipe), tmp_path / "out", "")
     for _ in range(5):
         trial = study.claim(9)
         assert trial is not None
@@ -409,7 +409,7 @@ def test_the_threads_of_a_trial_are_its_share_beside_other_processes(
     from lorafit import runtime
 
     recipe = recipes.changed(recipes.load(files[0]), {"training.threads": 0})
-    study = studies.opened(recipe, space.load(files[1], recipe), tmp_path / "out", "")
+    study = database.opened(recipe, space.load(files[1], recipe), tmp_path / "out", "")
     monkeypatch.setattr(runtime, "usable_cores", lambda: 8)
     shares = []
     for _ in range(3):
@@ -423,8 +423,8 @@ def test_best_is_the_highest_score_then_the_lowest_loss() -> None:
         return Trial(number, {}, state, score, Path(), "", facts={"loss": loss})
 
     trials = [trial(0, 0.8, 0.1), trial(1, 0.9, 0.3), trial(2, 0.9, 0.2), trial(3, 0.95, 0.1, "stopped early")]
-    assert studies.best_of(trials) == trials[2]
-    assert studies.best_of(trials[3:]) is None
+    assert best_of(trials) == trials[2]
+    assert best_of(trials[3:]) is None
 
 
 def test_the_table_has_a_row_a_trial_with_what_it_cost() -> None:

@@ -46,8 +46,7 @@ def train(
     Args:
         recipe: what the run is.
         out: the run's folder, which all machines see; by default runs/NAME.
-        address: "local", "auto" for the cluster that this machine belongs to, HOST:PORT of its head, or
-            ray://HOST:PORT.
+        address: "local", or of the cluster that this machine belongs to "auto", or HOST:PORT of its head.
         workers: how many; each gets an equal share of the cores.
         overwrite: start over in a folder that holds another run, or an unfinished one.
 
@@ -230,15 +229,17 @@ def _refuse_unreachable(address: str) -> None:
     Raises:
         LorafitError: says what to check.
     """
-    place = address.removeprefix("ray://")
-    host, _, port = place.rpartition(":")
+    if address.startswith("ray://"):
+        raise LorafitError(
+            f"{address} is one of Ray's client, which sees none of the cluster's folders. Start the command on a "
+            "machine of the cluster, with --ray auto, such as by: ray job submit"
+        )
+    host, _, port = address.rpartition(":")
     if address != "auto":
         try:
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT / 3).close()
         except (OSError, ValueError) as error:
             raise _unreachable(address, str(error)) from None
-    if address.startswith("ray://"):
-        return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]
     try:

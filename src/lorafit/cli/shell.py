@@ -55,7 +55,7 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="[ADDRESS]",
-        help="On Ray (pip install 'lorafit[cluster]'): HOST:PORT of a cluster's head, ray://HOST:PORT, or \"auto\"; "
+        help="On Ray (pip install 'lorafit[cluster]'), from a machine of the cluster: HOST:PORT of its head, or auto; "
         "without an address on this machine alone.",
     ),
 ]

@@ -26,9 +26,10 @@ from lorafit.errors import LorafitError, LorafitWarning, RecipeError, RunError, 
 from lorafit.files import write_text
 from lorafit.recipe import Recipe
 from lorafit.runs import Run
-from lorafit.sweep import outcome, studies
+from lorafit.sweep import database, outcome
 from lorafit.sweep.space import Space, shown
-from lorafit.sweep.studies import Study, Trial
+from lorafit.sweep.studies import Pruned, Study
+from lorafit.sweep.trials import Trial, best_of
 
 DEFAULT_ROOT = Path("sweeps")
 BEST = "best.toml"
@@ -67,13 +68,13 @@ def run(recipe: Recipe, space: Space, trials: int, out: Path | str | None = None
 
     >>> run(recipe.load("recipes/demo.toml"), space.load("recipes/spaces/demo.toml", recipe), trials=20)
     """
-    studies.refuse_missing()
+    database.refuse_missing()
     from optuna.exceptions import StorageInternalError
 
     if trials < 1:
         raise RecipeError(f"A sweep needs at least one trial; asked for was {trials}.")
     folder = Path(out) if out else DEFAULT_ROOT / recipe.name
-    study = studies.opened(recipe, space, folder, storage)
+    study = database.opened(recipe, space, folder, storage)
     pipeline.prepare(recipe)  # what is wrong with the data is said before the first trial, and once
     chosen = recipes.changed(recipe, {"encoder.precision": study.precision()})
     try:
@@ -104,7 +105,7 @@ def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
             found = pipeline.try_out(
                 chosen, trial.folder, lambda epoch, scores: study.report(trial, epoch, scores[study.by])
             )
-    except studies.Pruned:
+    except Pruned:
         study.tell_pruned(trial, **_facts(Run(trial.folder)))
         say("  stopped early, behind most trials at this epoch")
     except StorageError:  # which other trials would meet too
@@ -141,7 +142,7 @@ def _finish(study: Study, recipe: Recipe) -> Swept:
             "Where that one has gone, the same command does, some time after its last sign of life."
         )
         return Swept(study.folder, found, None)
-    best = studies.best_of(found)
+    best = best_of(found)
     if best is None:
         reason = next((trial.reason for trial in reversed(found) if trial.reason), "each was stopped early")
         raise RunError(f"None of the {len(found)} trials in {study.folder} came to its end; the last: {reason}")

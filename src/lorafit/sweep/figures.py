@@ -5,7 +5,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lorafit.report.figures import legend_below, title_of
 from lorafit.report.style import ADAPTED, BASE, BEST, WIDTH
-from lorafit.sweep.studies import Trial
+from lorafit.sweep.trials import Trial
 
 
 def history(trials: list[Trial], by: str) -> Figure:

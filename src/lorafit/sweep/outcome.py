@@ -13,7 +13,8 @@ from lorafit.report.style import drawing
 from lorafit.runs import Run
 from lorafit.sweep.figures import history, importance, tradeoff
 from lorafit.sweep.space import as_toml, shown
-from lorafit.sweep.studies import Study, Trial
+from lorafit.sweep.studies import Study
+from lorafit.sweep.trials import Trial
 
 _FACTS = ("best_epoch", "loss", "seconds", "trained_parameters")
 _NAMES = {"accuracy": "accuracy", "f1": "macro F1"}
