@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,30 @@ from lorafit.tokens import Tokens
 from tests.conftest import Said, write_table
 
 ROOT = Path(__file__).parents[1]
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 def launch(*arguments: object, processes: int = 2, restarts: int = 0, log: Path) -> subprocess.Popen[bytes]:
     """Start so many ranks of a module or script under torchrun."""
     runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, "--max-restarts", restarts]
-    said = log.open("wb")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *map(str, [*runner, *arguments])], stdout=said, stderr=said, env=environment
-    )
+    with log.open("wb") as said:
+        command = [sys.executable, *map(str, [*runner, *arguments])]
+        STARTED.append(subprocess.Popen(command, stdout=said, stderr=said, env=environment))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """A test that fails leaves no process that waits for others."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            family = [*psutil.Process(process.pid).children(recursive=True), process]
+            for one in family:
+                one.kill()
+            process.wait()
+    STARTED.clear()
 
 
 def several_labels(folder: Path, count: int) -> Path:
@@ -188,6 +202,7 @@ def test_on_ray_a_dead_worker_costs_nothing_either(trained_by_two: Trained, tmp_
     command = [sys.executable, "-m", "lorafit", "train", trained_by_two.long, "--out", out, "--ray", "--workers", "2"]
     with log.open("wb") as said:
         process = subprocess.Popen([*map(str, command)], stdout=said, stderr=said)
+    STARTED.append(process)
     assert wait_for_checkpoint(out, process)
     of_ray = [child for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
     workers = [child for child in of_ray if "RayTrainWorker" in child.name() + " ".join(child.cmdline())]

@@ -22,6 +22,7 @@ from lorafit.sweep import database, lives, outcome, space, studies
 from lorafit.sweep.trials import Trial, best_of
 from tests.conftest import Said
 
+STARTED: list[subprocess.Popen[bytes]] = []
 SPACE = """
 adapter.rank = [1, 2, 4]
 adapter.targets = ["attention", ["query", "value"]]
@@ -61,8 +62,20 @@ def start(files: tuple[Path, Path], out: Path, trials: int) -> subprocess.Popen[
         "--out",
         out,
     ]
-    log = (out.parent / f"{out.name}-{time.monotonic_ns()}.log").open("wb")
-    return subprocess.Popen([*map(str, command)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    with (out.parent / f"{out.name}-{time.monotonic_ns()}.log").open("wb") as log:
+        STARTED.append(subprocess.Popen([*map(str, command)], stdout=log, stderr=log, stdin=subprocess.DEVNULL))
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """A test that fails leaves no process that goes on."""
+    yield
+    for process in STARTED:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    STARTED.clear()
 
 
 def trials_of(folder: Path) -> list[dict[str, Any]]:
