@@ -51,7 +51,6 @@ bench-page: .venv/.dev  ## measure how long a visitor of the page waits; about f
 
 bench-prefix: .venv/.dev  ## measure what running the frozen layers once is worth; about half an hour
 	$(BIN)/python benchmarks/prefix.py
-	$(BIN)/python benchmarks/table.py
 
 bench-workers: .venv/.dev  ## measure two processes beside one; about six minutes
 	$(BIN)/python benchmarks/workers.py

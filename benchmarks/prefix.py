@@ -6,8 +6,8 @@
   cache, with an empty one, and with a full one as a later trial of a search finds it; bytes on disk; test accuracy;
 * bert-base's shape (random weights), query and value of the last 3 layers, 10 epochs: the same seconds.
 
-Each figure is the median of the rounds, three of bert-base and one of the demo, which take the candidates in turn. That
-a run with the cache validates as one without, to the last digit, is asserted, not measured.
+Each figure is the median of the rounds, three of bert-base and one of the demo, which take the candidates in turn. How
+far the validation losses of a run with the cache are from those of one without stands beside them.
 """
 
 import json
@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import workload
 
 from lorafit import console, encoders, pipeline
@@ -56,18 +57,17 @@ def folder_of_states() -> Iterator[Path]:
 
 
 def one_round(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Return the seconds of each candidate, the bytes on disk, and whether all ended with the same weights."""
-    seconds, weights = {}, set()
+    """Return the seconds of each candidate, the bytes on disk, and the largest gap between validation losses."""
+    seconds, losses = {}, []
     with folder_of_states() as states:
         for name in CANDIDATES:
             path = folder / name.replace(" ", "-")
             found = pipeline.try_out(with_cache(recipe, name != "without"), path, lambda _epoch, _scores: None)
             seconds[name] = Run(path).seconds
-            weights.add(json.dumps([line["validation"] for line in Run(path).validations]))
+            losses.append([line["validation"]["loss"] for line in Run(path).validations])
         size = sum(file.stat().st_size for file in states.glob("*/states.bin"))
-    if len(weights) > 1:
-        raise SystemExit(f"{recipe.name}: a run with the cache is not the one without")
-    return {"seconds": seconds, "bytes": size, "validation": found.best}
+    gap = float(np.ptp(losses, axis=0).max())
+    return {"seconds": seconds, "bytes": size, "validation": found.best, "loss_gap": gap}
 
 
 def measured(recipe: Recipe, folder: Path, count: int) -> dict[str, Any]:
@@ -83,6 +83,7 @@ def measured(recipe: Recipe, folder: Path, count: int) -> dict[str, Any]:
         "times_with_empty_cache": round(middle["without"] / middle["empty cache"], 2),
         "times_with_full_cache": round(middle["without"] / middle["full cache"], 2),
         "validation": rounds[0]["validation"],
+        "largest_loss_gap": max(one["loss_gap"] for one in rounds),
     }
 
 

@@ -293,36 +293,6 @@ def page() -> list[str]:
     ]
 
 
-def prefix() -> list[str]:
-    """Return what running the frozen layers once is worth, by the number of adapted layers."""
-    measured = _results("prefix")
-
-    def seconds(found: dict[str, Any]) -> str:
-        cells = (f"{found['seconds'][name]:.0f} s" for name in ("without", "empty cache", "full cache"))
-        times = f"{found['times_with_empty_cache']:.2f} | {found['times_with_full_cache']:.2f}"
-        return f"{' | '.join(cells)} | {times} | {found['bytes'] / 1e6:,.0f} MB"
-
-    def row(top: str, found: dict[str, Any]) -> str:
-        low, high = found["test"]["accuracy_interval"]
-        return f"| last {top} of 6 | {found['test']['accuracy']:.4f} ({low:.3f} to {high:.3f}) | {seconds(found)} |"
-
-    return [
-        "| adapters on the | test accuracy | without | cache empty | cache full | times | times | disk |",
-        "|---|---|---|---|---|---|---|---|",
-        *(row(top, found) for top, found in measured["demo"].items()),
-        f"| last 3 of bert-base's 12 | | {seconds(measured['bert_base'])} |",
-        "",
-        *textwrap.wrap(
-            "Seconds of training and validation. The first rows are of the demo's recipe (1,700 reviews, 2 epochs, all "
-            "linear layers), seed 0; the last one of bert-base's shape with random weights, 200 reviews, 10 epochs, "
-            "query and value. Times: how much faster than without, with an empty cache and with a full one, as a later "
-            f"trial finds it. Medians of {measured['rounds']['bert_base']} rounds of bert-base; of the demo "
-            f"{measured['rounds']['demo']}. {_measured_at(measured)}",
-            WIDTH,
-        ),
-    ]
-
-
 def workers() -> list[str]:
     """Return two processes beside one, and what the exchange of gradients costs."""
     measured = _results("workers")
@@ -352,8 +322,9 @@ BLOCKS = {
     "bulk": bulk,
     "serve": serve,
     "page": page,
+    "workers": workers,
 }
-PAGES = ("README.md", "docs/quality.md", "docs/bulk.md", "docs/page.md")
+PAGES = ("README.md", "docs/quality.md", "docs/bulk.md", "docs/page.md", "docs/cluster.md")
 
 
 def _quality_rows(part: str) -> list[dict[str, Any]]:
