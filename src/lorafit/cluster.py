@@ -28,11 +28,10 @@ _RESTARTS = 3  # of all workers, when one has died
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# What a worker needs of the environment in which the command was started.
-_HANDED_ON = ("LORAFIT_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE")
+# What a worker needs of the environment in which the command was started; a token would stand in Ray's own records.
+_HANDED_ON = ("LORAFIT_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 
 
 def train(
