@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lorafit import cluster
 from lorafit import recipe as recipes
 from lorafit.cli.shell import with_ray_address
+from lorafit.cluster import connection, training
 from lorafit.errors import LorafitError, RecipeError
 from tests.conftest import Said
 
@@ -41,13 +41,13 @@ def test_an_address_behind_ray_may_be_left_out(words: str, meant: str) -> None:
 
 
 def test_workers_get_as_many_cores_as_there_is_room_for() -> None:
-    assert cluster.cores_a_worker([8, 4], 3) == 4
-    assert cluster.cores_a_worker([8, 4], 4) == 2
-    assert cluster.cores_a_worker([2], 2) == 1
-    assert cluster.cores_a_worker([16], 1) == 16
-    for workers, said in ((13, "--workers is 13, and the cluster has 12 cores"), (0, "needs at least one")):
+    assert connection.cores_a_worker([8, 4], 3) == 4
+    assert connection.cores_a_worker([8, 4], 4) == 2
+    assert connection.cores_a_worker([2], 2) == 1
+    assert connection.cores_a_worker([16], 1) == 16
+    for workers, said in ((13, "--workers is 13, and the cluster has 12 cores"), (0, "it takes at least one")):
         with pytest.raises(RecipeError, match=said):
-            cluster.cores_a_worker([8, 4], workers)
+            connection.cores_a_worker([8, 4], workers)
 
 
 def test_an_address_where_nobody_answers_is_given_up_soon(
@@ -63,7 +63,7 @@ def test_an_address_where_nobody_answers_is_given_up_soon(
     refused = cli("train", recipe_file, "--ray", "ray://127.0.0.1:10001")
     assert refused.code == 2
     assert "with --ray auto" in refused.err
-    monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 2)
+    monkeypatch.setattr(connection, "SECONDS_TO_CONNECT", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         refused = cli("train", recipe_file, "--ray", f"127.0.0.1:{silent.getsockname()[1]}")
     assert refused.code == 2
@@ -102,6 +102,6 @@ def test_what_a_worker_refused_is_said_in_its_own_words() -> None:
     failed, wrapped = Failed("two workers"), Wrapped("a long trace")
     wrapped.cause = LorafitError("The disk is full.")
     failed.worker_failures = {0: wrapped}
-    assert str(cluster._said_by_worker(failed)) == "The disk is full."
+    assert str(training._said_by_worker(failed)) == "The disk is full."
     failed.worker_failures = {1: RuntimeError("trace\nlast line")}
-    assert str(cluster._said_by_worker(failed)) == "Training on Ray has failed: last line"
+    assert str(training._said_by_worker(failed)) == "Training on Ray has failed: last line"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from lorafit import checks, manifest
+from lorafit import bundle, checks, manifest
 from lorafit.errors import BundleError
 from lorafit.files import sha256_of
 from lorafit.manifest import Manifest, Part, PlainFileName, Sha256, Shown
@@ -94,6 +94,15 @@ def read(folder: Path) -> Exported:
         BundleError: it can't be read, or has been changed.
     """
     return manifest.read_sealed(folder / FILE, Exported, FORMAT_VERSION)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the SHA-256 that tells exports and bundles apart: of the manifest, which holds all others.
+
+    Raises:
+        BundleError: neither an export nor a bundle.
+    """
+    return sha256_of(folder / FILE) if is_export(folder) else bundle.fingerprint(folder)
 
 
 def is_export(folder: Path) -> bool:

@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -22,14 +20,15 @@ from lorafit import console, runtime, streams
 from lorafit.bulk import ledger
 from lorafit.bulk.answers import Answers
 from lorafit.bulk.ledger import Ledger
-from lorafit.bulk.look import Rule, look_at, usable_places
+from lorafit.bulk.look import Rule, look_at, refuse_clash, refuse_misfit
+from lorafit.bulk.rows import answered
 from lorafit.data import Text
 from lorafit.errors import DataError, StorageError
 from lorafit.files import sha256_of, storing
 from lorafit.predict import Classifier
 from lorafit.streams import ArrowSink, Part, Sink, Source
 
-_PRODUCTS_KEPT = 16  # with 32 memory grows by a tenth until they are all seen
+PRODUCTS_KEPT = 16  # with 32 memory grows by a tenth until they are all seen
 _PROBES = ("A film to remember.", "Two hours that I will not get back, " * 40, "No.")
 
 
@@ -103,14 +102,14 @@ def score(
     rule = Rule(columns, streams.form_of(target), rejected_file(target), strict)
     with streams.in_flat_memory(), ledger.held(target, rejected_file(target)) as book:
         look = look_at(table, rule)
-        runtime.keep_few_shapes(_PRODUCTS_KEPT)
+        runtime.keep_few_shapes(PRODUCTS_KEPT)
         classifier = load()
         if classifier.strips_tags:
             rule = replace(rule, strips_tags=True)
             look = look_at(table, rule)
         answers = Answers(classifier, base, prefix, book)
-        _refuse_misfits(classifier, source, pair_column)
-        _refuse_clash(answers.columns, look.columns, source, prefix)
+        refuse_misfit(classifier, source, pair_column)
+        refuse_clash(answers.columns, look.columns, source, prefix)
         job = _job(classifier, source, columns, prefix, base)
         if _state(source) != before:
             raise DataError(f"{source} has changed while it was looked at. Run it again.")
@@ -147,28 +146,12 @@ def _write(table: Source, rule: Rule, sink: Sink, answers: Answers, book: Ledger
         console.say(f"Going on after row {done:,} of {rows:,}.")
     if not book.progress.output.length:
         book.append(sink.head(answers.columns))
-    read: deque[_Read] = deque()
-
-    def texts() -> Iterator[list[Text]]:
-        for part in _unwritten(table, done):
-            reasons = rule.reasons(part)
-            read.append(_Read(part, reasons, part.take(usable_places(reasons))))
-            yield _texts(read[-1].kept, rule.columns)
-
     with console.row_bar(rows, done) as advance:
-        for columns, asked in answers.to_each(texts(), advance):
-            part, reasons, kept = read.popleft()
-            output = sink.part(kept, columns) if len(kept) else b""
-            advance(len(part) - asked)
-            book.append(output, _rejects(part, reasons, book.progress.rows), len(part), len(part) - len(kept))
-
-
-class _Read(NamedTuple):
-    """A part, why each of its rows is not answered, and those that are."""
-
-    part: Part
-    reasons: list[str]
-    kept: Part
+        for some in answered(_unwritten(table, done), rule, answers, advance):
+            output = sink.part(some.kept, some.added) if len(some.kept) else b""
+            advance(len(some.part) - some.asked)
+            rejects = some.rejects(book.progress.rows)
+            book.append(output, rejects, len(some.part), len(some.part) - len(some.kept))
 
 
 def _unwritten(table: Source, done: int) -> Iterator[Part]:
@@ -177,22 +160,6 @@ def _unwritten(table: Source, done: int) -> Iterator[Part]:
         here = max(0, done - part.first)  # of its rows those that are written already
         if here < len(part):
             yield part.take(range(here, len(part))) if here else part
-
-
-def _rejects(part: Part, reasons: list[str], before: int) -> bytes:
-    """Return the rows that are not answered as lines of JSON, with number, reason, and all that they hold."""
-    places = [place for place, reason in enumerate(reasons) if reason]
-    contents = part.take(places).contents()
-    lines = (
-        f'{{"row": {before + place + 1}, "reason": {json.dumps(reasons[place])}, "content": {content}}}\n'
-        for place, content in zip(places, contents, strict=True)
-    )
-    return "".join(lines).encode()
-
-
-def _texts(part: Part, columns: list[str]) -> list[Text]:
-    first, *second = (part.column(name) for name in columns)
-    return list(zip(first, second[0], strict=True)) if second else first
 
 
 def _job(classifier: Classifier, source: Path, columns: list[str], prefix: str, base: bool) -> dict[str, str]:
@@ -251,16 +218,3 @@ def _refuse_places(source: Path, target: Path, overwrite: bool) -> None:
                 raise DataError(f"{file} would be written over the input. Name another output.")
             if file.exists() and not overwrite and not ledger.work_folder(target).exists():
                 raise ledger.in_the_way(file)
-
-
-def _refuse_misfits(classifier: Classifier, source: Path, pair_column: str) -> None:
-    if classifier.text_pair != bool(pair_column):
-        reads = "single texts" if pair_column else "pairs: name the second text's column too, with --pair-column"
-        raise DataError(f"{source}: this adapter reads {reads}.")
-
-
-def _refuse_clash(added: list[str], columns: list[str], source: Path, prefix: str) -> None:
-    clash = next((name for name in added if name in columns), None)
-    if clash is not None:
-        other = "another prefix" if prefix else "--prefix NAME, which stands before each added column"
-        raise DataError(f"{source} has a column {clash!r} already, which the answers would replace. Give {other}.")

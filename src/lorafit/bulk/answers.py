@@ -1,17 +1,16 @@
-"""Answers to texts: a text is asked about once in a file, however often it comes, and its answer kept on disk."""
+"""Answers to texts: a text is asked about once, however often it comes, and its answer kept."""
 
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from lorafit import tasks
-from lorafit.bulk.ledger import Ledger
 from lorafit.data import Text, parts
 from lorafit.predict import Classifier
 
@@ -37,16 +36,31 @@ class _Waiting:
     slices: deque[list[bytes]]
 
 
+class Book(Protocol):
+    """Where answers are kept, as bytes under their texts' keys."""
+
+    def known(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return the answers that were given to those of the texts that had one."""
+
+    def remember(self, answers: dict[bytes, bytes]) -> None:
+        """Keep answers."""
+
+
+def added_schema(classifier: Classifier, prefix: str) -> pa.Schema:
+    """Return names and types of the columns that are added, `prefix` before each name."""
+    several = classifier.task == "multi_label"
+    given = ("predicted_labels", pa.list_(pa.string())) if several else ("predicted_label", pa.string())
+    probabilities = [(f"{label}_prob", pa.float64()) for label in classifier.labels]
+    noted = [("different_base", pa.string())] if classifier.different_base else []
+    return pa.schema([(prefix + name, kind) for name, kind in (given, *probabilities, *noted)])
+
+
 class Answers:
     """What a classifier answers, as the columns that are added to a table."""
 
-    def __init__(self, classifier: Classifier, base: bool, prefix: str, book: Ledger) -> None:
+    def __init__(self, classifier: Classifier, base: bool, prefix: str, book: Book) -> None:
         self._classifier, self._base, self._book = classifier, base, book
-        several = classifier.task == "multi_label"
-        given = ("predicted_labels", pa.list_(pa.string())) if several else ("predicted_label", pa.string())
-        probabilities = [(f"{label}_prob", pa.float64()) for label in classifier.labels]
-        noted = [("different_base", pa.string())] if classifier.different_base else []
-        self._schema = pa.schema([(prefix + name, kind) for name, kind in (given, *probabilities, *noted)])
+        self._schema = added_schema(classifier, prefix)
 
     @property
     def columns(self) -> list[str]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from lorafit import console
 from lorafit.data import fault
 from lorafit.errors import DataError, nearest
+from lorafit.predict import Classifier
 from lorafit.streams import Form, Part, Source, sinks
 
 
@@ -36,6 +37,15 @@ class Rule:
             reasons = [reason or (said if half else "") for reason, half in zip(reasons, halves, strict=True)]
         return reasons
 
+    def refuse_if_strict(self, file: Path, part: Part, reasons: list[str]) -> None:
+        """Refuse rows that are not answered, where the rule is strict.
+
+        Raises:
+            DataError: names the first.
+        """
+        if self.strict and any(reasons):
+            raise DataError(f"{file}, {_first(part, reasons)}. Without --strict such rows go to {self.rejected}.")
+
 
 @dataclass(frozen=True)
 class Look:
@@ -54,7 +64,7 @@ def look_at(table: Source, rule: Rule) -> Look:
             where the rule is strict, the first that is not.
     """
     if table.columns:
-        _refuse_missing(rule.columns, table.columns, table.file)
+        refuse_missing(rule.columns, table.columns, table.file)
     _refuse_bytes(table, rule.form)
     seen, columns, schema = dict.fromkeys(table.columns), dict.fromkeys(table.columns), table.schema
     rows, first_unusable = 0, ""
@@ -62,9 +72,8 @@ def look_at(table: Source, rule: Rule) -> Look:
     with console.bar("Looking at the input", total=table.rows) as advance:
         for part in table.parts():
             reasons = rule.reasons(part)
+            rule.refuse_if_strict(table.file, part, reasons)
             first_unusable = first_unusable or _first(part, reasons)
-            if first_unusable and rule.strict:
-                raise DataError(f"{table.file}, {first_unusable}. Without --strict such rows go to {rule.rejected}.")
             if rule.form.kind != ".parquet" or not table.columns:
                 seen |= _keys(part)  # which reads all cells, so that one that can't be said is found here
             if not table.columns:
@@ -78,7 +87,7 @@ def look_at(table: Source, rule: Rule) -> Look:
             advance(len(part))
     if not rows:
         raise DataError(f"{table.file} holds no rows.")
-    _refuse_missing(rule.columns, list(seen), table.file)
+    refuse_missing(rule.columns, list(seen), table.file)
     if not usable:
         raise nothing_usable(table.file, first_unusable)
     if rule.form.kind == ".parquet":
@@ -120,7 +129,35 @@ def _refuse_unfit(table: Source, rule: Rule, schema: pa.Schema) -> None:
         part.take(usable_places(rule.reasons(part))).arrow(schema)
 
 
-def _refuse_missing(wanted: list[str], columns: list[str], file: Path) -> None:
+def refuse_misfit(classifier: Classifier, source: Path, pair_column: str) -> None:
+    """Refuse pairs for an adapter that reads single texts, and the other way round.
+
+    Raises:
+        DataError: always that.
+    """
+    if classifier.text_pair != bool(pair_column):
+        reads = "single texts" if pair_column else "pairs: name the second text's column too, with --pair-column"
+        raise DataError(f"{source}: this adapter reads {reads}.")
+
+
+def refuse_clash(added: list[str], columns: list[str], source: Path, prefix: str) -> None:
+    """Refuse a table that has a column of a name that the answers need.
+
+    Raises:
+        DataError: always that.
+    """
+    clash = next((name for name in added if name in columns), None)
+    if clash is not None:
+        other = "another prefix" if prefix else "--prefix NAME, which stands before each added column"
+        raise DataError(f"{source} has a column {clash!r} already, which the answers would replace. Give {other}.")
+
+
+def refuse_missing(wanted: list[str], columns: list[str], file: Path) -> None:
+    """Refuse a table without a column that was named.
+
+    Raises:
+        DataError: always that.
+    """
     for name in wanted:
         if name not in columns:
             there = f"its columns are {', '.join(columns)}" if columns else "its rows have none"

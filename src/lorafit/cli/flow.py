@@ -234,6 +234,10 @@ def sweep(
     storage: Annotated[
         str, typer.Option("--storage", metavar="URL", help="The study's database. [default: SQLite in the folder]")
     ] = "",
+    ray: Ray = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="How many trials at a time, with --ray. [default: 2]")
+    ] = None,
     _: Quiet = False,
 ) -> None:
     """Search for the best recipe, on validation texts (pip install 'lorafit[sweep]').
@@ -246,8 +250,17 @@ def sweep(
     from lorafit.sweep import space
 
     _refuse_ranks("sweep")
+    if workers is not None and ray is None:
+        raise RecipeError("--workers goes with --ray; without Ray start the same command once more, for two at a time.")
     chosen = recipe.load(recipe_file, tuple(settings or ()), small=small)
-    found = search.run(chosen, space.load(space_file, chosen), trials, out, storage)
+    keys = space.load(space_file, chosen)
+    if ray is None:
+        found = search.run(chosen, keys, trials, out, storage)
+    else:
+        from lorafit import cluster
+
+        count = 2 if workers is None else workers
+        found = cluster.sweep(chosen, keys, trials, out, storage, address=ray, workers=count)
     if found.best is not None:
         print_evaluation(found.best)
         console.say(

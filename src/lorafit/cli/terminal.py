@@ -157,14 +157,13 @@ def print_predictions(answers: list[dict[str, Any]]) -> None:
     _stdout().print(rows)
 
 
-def print_scored(scored: "Scored", target: Path) -> None:
-    """Print what became of a file."""
-    from lorafit.bulk import rejected_file
+def print_scored(scored: "Scored", target: Path, rejected: Path) -> None:
+    """Print what became of a file, or of a folder's files."""
     from lorafit.console import duration
 
     facts = [f"{scored.rows_per_second:,.0f} a second"]
     facts += [f"repeated texts, scored once: {scored.repeated:,}"] if scored.repeated else []
-    rest = f"; rejected: {scored.rejected:,}, in {rejected_file(target)}" if scored.rejected else ""
+    rest = f"; rejected: {scored.rejected:,}, in {rejected}" if scored.rejected else ""
     typer.echo(f"Wrote {scored.rows:,} rows to {target} in {duration(scored.seconds)} ({'; '.join(facts)}){rest}.")
 
 

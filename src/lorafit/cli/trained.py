@@ -3,12 +3,12 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lorafit import console
-from lorafit.cli.shell import BundleFolder, DifferentBase, Encoder, Overwrite, PairColumn, Quiet, TextColumn, app
+from lorafit.cli.shell import BundleFolder, DifferentBase, Encoder, Overwrite, PairColumn, Quiet, Ray, TextColumn, app
 from lorafit.cli.terminal import print_contents, print_explanation, print_export, print_predictions, print_scored
 from lorafit.errors import DataError
 
@@ -25,11 +25,13 @@ def predict(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base with its untrained head.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    input_file: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE", help="Read the texts from a file.")
+    input_path: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="Read the texts from a file; with --ray from a folder's files."),
     ] = None,
-    output_file: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="Write the answers to a file.")
+    output_path: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write the answers to a file; with --ray to a folder."),
     ] = None,
     text_column: TextColumn = None,
     pair_column: PairColumn = None,
@@ -44,12 +46,20 @@ def predict(
         Path | None,
         typer.Option("--backend", metavar="EXPORT", help="Run on an export of it, which lorafit export made."),
     ] = None,
+    ray: Ray = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", metavar="N", help="How many answer at a time, with --ray. [default: one a core]"),
+    ] = None,
     _: Quiet = False,
 ) -> None:
     """Ask a trained adapter about texts.
 
     With --input about a file of any size: CSV, TSV, JSONL (also .gz, .bz2, .xz, .zst) or Parquet. Rows without a usable
     text go to OUTPUT.rejected.jsonl. The same command again goes on where one was interrupted.
+
+    With --ray about a folder of Parquet files, by many processes, on one machine or a cluster. Rows without a usable
+    text go to OUTPUT/_rejected.
     """
     from lorafit.data import pairs_of_lines
     from lorafit.exported import FORMS
@@ -61,25 +71,33 @@ def predict(
             console.say(f"Runs on {loaded.backend}.")
         return loaded
 
-    if input_file is not None:
-        if texts or as_json or output_file is None:
+    if workers is not None and ray is None:
+        raise DataError("--workers goes with --ray; without Ray one process answers, on all cores.")
+    if input_path is not None:
+        if texts or as_json or output_path is None:
             raise DataError("--input needs --output, and neither texts nor --json beside it.")
+        how: dict[str, Any] = {
+            "text_column": text_column or "text",
+            "pair_column": pair_column or "",
+            "base": base,
+            "prefix": prefix or "",
+            "strict": strict,
+            "overwrite": overwrite,
+        }
+        if ray is not None:
+            from lorafit import cluster
+
+            whom = cluster.Asked(bundle, encoder, allow_different_base, backend)
+            done = cluster.score(whom, input_path, output_path, address=ray, workers=workers, **how)
+            print_scored(done, output_path, output_path / "_rejected")
+            return
         from lorafit import bulk
 
-        found = bulk.score(
-            load,
-            input_file,
-            output_file,
-            text_column=text_column or "text",
-            pair_column=pair_column or "",
-            base=base,
-            prefix=prefix or "",
-            strict=strict,
-            overwrite=overwrite,
-        )
-        print_scored(found, output_file)
+        print_scored(bulk.score(load, input_path, output_path, **how), output_path, bulk.rejected_file(output_path))
         return
-    if any((output_file, text_column, pair_column, prefix, strict, overwrite)):
+    if ray is not None:
+        raise DataError("--ray answers folders: name them with --input DIR and --output DIR.")
+    if any((output_path, text_column, pair_column, prefix, strict, overwrite)):
         raise DataError("--output, --text-column, --pair-column, --prefix, --strict and --overwrite go with --input.")
     asked = texts or _lines_of_standard_input()
     classifier = load()

@@ -14,7 +14,6 @@ from lorafit import bundle, checks, exported, proof, tasks
 from lorafit.bundle import Checked, Reader
 from lorafit.data import Text
 from lorafit.errors import nearest
-from lorafit.files import sha256_of
 from lorafit.predict import Classifier, refuse_non_texts
 from lorafit.runtime import Runtime
 from lorafit.serve.engines import Engine, OwnEncoder, SharedEncoder
@@ -221,7 +220,7 @@ class Adapters:
         return Adapter(
             name=name,
             folder=folder,
-            sha256=sha256_of(runs / exported.FILE) if exported.is_export(runs) else bundle.fingerprint(runs),
+            sha256=exported.fingerprint(runs),
             reader=classifier.reader,
             engine=OwnEncoder(classifier),
             weights=None,

@@ -20,6 +20,7 @@ __all__ = [
     "ArrowPart",
     "ArrowSink",
     "Form",
+    "ParquetSource",
     "Part",
     "Sink",
     "Source",

@@ -4,8 +4,10 @@ import codecs
 import csv
 import io
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TextIO
 
@@ -85,10 +87,9 @@ class ParquetSource:
             self.schema: pa.Schema = parquet.schema_arrow
             self.rows: int | None = facts.num_rows
             groups = [facts.row_group(place) for place in range(facts.num_row_groups)]
-            largest = max((_bytes_a_row(parquet, place) for place in range(len(groups))), default=0.0)
         self.codec = groups[0].column(0).compression.lower() if groups and self.columns else "snappy"
-        characters = sum(group.total_byte_size for group in groups) / max(facts.num_rows, 1)
-        self._rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / max(characters, largest, 1))))
+        self._rows_a_group = [group.num_rows for group in groups]
+        self._mean_bytes_a_row = sum(group.total_byte_size for group in groups) / max(facts.num_rows, 1)
         _refuse_double(self.columns, file)
 
     def parts(self) -> Iterator[Part]:
@@ -97,12 +98,30 @@ class ParquetSource:
         Raises:
             DataError: a damaged file, or text in it that is not UTF-8.
         """
+        return self.parts_of(0, sum(self._rows_a_group))
+
+    def parts_of(self, first: int, rows: int) -> Iterator[Part]:
+        """Yield so many rows behind the first ones as `parts` does, without reading row groups that hold none of them.
+
+        Raises:
+            DataError: a damaged file, or text in it that is not UTF-8.
+        """
+        ends = list(accumulate(self._rows_a_group))
+        groups = range(bisect_right(ends, first), min(bisect_left(ends, first + rows) + 1, len(ends)))
+        before = ends[groups.start - 1] if groups.start else 0
         with self._reading() as parquet:
-            first = 0
-            for batch in parquet.iter_batches(self._rows_a_part, use_threads=False):
-                _refuse_damaged(batch, self.file)
-                yield ArrowPart(first, batch)
-                first += batch.num_rows
+            weights = (_bytes_a_row(parquet, place) for place in groups)
+            largest = max((1.0, self._mean_bytes_a_row, *weights))
+            rows_a_part = min(ROWS_A_PART, max(1, int(CHARACTERS_A_PART / largest)))
+            for batch in parquet.iter_batches(rows_a_part, row_groups=list(groups), use_threads=False):
+                begin = max(first, before)
+                here = batch.slice(begin - before, max(first + rows - begin, 0))
+                if here.num_rows:
+                    _refuse_damaged(here, self.file)
+                    yield ArrowPart(begin, here)
+                before += batch.num_rows
+                if before >= first + rows:
+                    return
 
     @contextmanager
     def _reading(self) -> Iterator[pq.ParquetFile]:

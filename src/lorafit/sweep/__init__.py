@@ -68,25 +68,54 @@ def run(recipe: Recipe, space: Space, trials: int, out: Path | str | None = None
 
     >>> run(recipe.load("recipes/demo.toml"), space.load("recipes/spaces/demo.toml", recipe), trials=20)
     """
-    database.refuse_missing()
-    from optuna.exceptions import StorageInternalError
+    study, chosen = begin(recipe, space, trials, out, storage)
+    try:
+        while carry_out_one(study, chosen, trials):
+            pass
+    except (KeyboardInterrupt, SystemExit):
+        complain("Interrupted", "the same command goes on with the search, in the middle of its trial.", "yellow")
+        raise
+    return finish(study, chosen)
 
+
+def begin(
+    recipe: Recipe, space: Space, trials: int, out: Path | str | None = None, storage: str = ""
+) -> tuple[Study, Recipe]:
+    """Return the study, made now or found, and what each of its trials is but for the space: see `run`."""
+    database.refuse_missing()
     if trials < 1:
         raise RecipeError(f"A sweep needs at least one trial; asked for was {trials}.")
     folder = Path(out) if out else DEFAULT_ROOT / recipe.name
     study = database.opened(recipe, space, folder, storage)
     pipeline.prepare(recipe)  # what is wrong with the data is said before the first trial, and once
-    chosen = recipes.changed(recipe, {"encoder.precision": study.precision()})
+    return study, recipes.changed(recipe, {"encoder.precision": study.precision()})
+
+
+def carry_out_one(study: Study, recipe: Recipe, trials: int) -> bool:
+    """Carry out one trial, new or left by a dead process; tell whether there was one.
+
+    Raises:
+        StorageError: the database does not answer, or the disk is full.
+    """
+    from optuna.exceptions import StorageInternalError
+
     try:
-        while (trial := study.claim(trials)) is not None:
-            _carry_out(study, trial, chosen, trials)
-    except (KeyboardInterrupt, SystemExit):
-        complain("Interrupted", "the same command goes on with the search, in the middle of its trial.", "yellow")
-        raise
+        trial = study.claim(trials)
+        if trial is not None:
+            _carry_out(study, trial, recipe, trials)
     except StorageInternalError as error:
         raise StorageError(f"The study's database does not answer: {str(error).splitlines()[0]}.") from error
-    with FileLock(folder / ".finish"):  # two that end at once
-        return _finish(study, chosen)
+    return trial is not None
+
+
+def finish(study: Study, recipe: Recipe) -> Swept:
+    """Finish and evaluate the best trial's run, and write what the search found.
+
+    Raises:
+        RunError: no trial came to its end.
+    """
+    with FileLock(study.folder / ".finish"):  # two that end at once
+        return _finish(study, recipe)
 
 
 def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
@@ -95,7 +124,7 @@ def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
     say(f"Trial {trial.number + 1} of {trials}: {described}")
     if (same := study.finished_like(trial)) is not None:
         study.tell_same(trial, same)
-        say(f"  as trial {same.number + 1}: {same.score:.4f}")
+        say(f"Trial {trial.number + 1}: as trial {same.number + 1}, {same.score:.4f}")
         return
     try:
         own = {"name": f"{recipe.name}-{trial.number:04d}", "training.threads": study.threads_a_trial()}
@@ -107,18 +136,19 @@ def _carry_out(study: Study, trial: Trial, recipe: Recipe, trials: int) -> None:
             )
     except Pruned:
         study.tell_pruned(trial, **_facts(Run(trial.folder)))
-        say("  stopped early, behind most trials at this epoch")
+        say(f"Trial {trial.number + 1}: stopped early, behind most trials at this epoch")
     except StorageError:  # which other trials would meet too
         raise
     except (LorafitError, MemoryError, RuntimeError) as error:  # of these values; other trials may do better
         if not isinstance(error, LorafitError) and "memory" not in repr(error).lower():
             raise
         study.tell_failed(trial, str(error).splitlines()[0])
-        complain("Trial failed", str(error).splitlines()[0], "yellow")
+        complain(f"Trial {trial.number + 1} failed", str(error).splitlines()[0], "yellow")
     else:
         facts = _facts(Run(trial.folder)) | {"best_epoch": found.best_epoch, "loss": found.best["loss"]}
         study.tell(trial, found.best[study.by], **facts)
-        say(f"  {study.by} {found.best[study.by]:.4f} on validation, {duration(facts['seconds'])}")
+        scored = f"{study.by} {found.best[study.by]:.4f} on validation"
+        say(f"Trial {trial.number + 1}: {scored}, {duration(facts['seconds'])}")
     for lost in study.behind_the_best():
         shutil.rmtree(Run(lost.folder).checkpoints, ignore_errors=True)
 

@@ -1,0 +1,158 @@
+"""Ray itself: the cluster at an address, what its workers need to know, and what they have refused."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lorafit.errors import LorafitError, RecipeError
+
+LOCAL = "local"  # a cluster of this machine alone, for as long as it is needed
+SECONDS_TO_CONNECT = 15
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# What a worker needs of the environment in which the command was started; a token would stand in Ray's own records.
+_HANDED_ON = ("LORAFIT_CACHE", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be a driver of the Ray cluster at an address.
+
+    Raises:
+        LorafitError: Ray is not installed, or does not answer there within 20 seconds.
+    """
+    os.environ |= {name: value for name, value in _QUIET.items() if name not in os.environ}
+    try:
+        import ray
+    except ImportError:
+        raise LorafitError("Ray is not installed. Install it with: pip install 'lorafit[cluster]'") from None
+    if address != LOCAL:
+        _refuse_unreachable(address)
+    options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    try:
+        with _without_native_words():
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise _unreachable(address, str(error).splitlines()[0]) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _without_native_words() -> Iterator[None]:
+    """Keep off the terminal what native code writes there: Ray's says that its log level was set."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def cores_a_worker(cores_of_nodes: Sequence[int], workers: int) -> int:
+    """Return how many cores each worker gets, so that all of them have room on the nodes.
+
+    Raises:
+        RecipeError: there are more workers than cores.
+
+    >>> cores_a_worker([8, 4], workers=3)
+    4
+    """
+    if workers < 1:
+        raise RecipeError(f"--workers is {workers}; it takes at least one.")
+    there = sum(cores_of_nodes)
+    if workers > there:
+        raise RecipeError(f"--workers is {workers}, and the cluster has {there} cores, one a worker at the least.")
+    return next(each for each in range(there, 0, -1) if sum(cores // each for cores in cores_of_nodes) >= workers)
+
+
+class Place(NamedTuple):
+    """Where a command was started: what its workers have to be told to find the same files."""
+
+    folder: str
+    environment: dict[str, str]
+
+    @classmethod
+    def here(cls) -> "Place":
+        """Return this process's."""
+        return cls(str(Path.cwd()), {name: os.environ[name] for name in _HANDED_ON if name in os.environ})
+
+    def enter(self) -> None:
+        """Go there."""
+        os.environ |= self.environment
+        os.chdir(self.folder)
+
+
+def cores_of_nodes() -> list[int]:
+    """Return how many cores each node of the cluster has."""
+    import ray
+
+    return [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+def described(nodes: Sequence[int], workers: int, cores: int) -> str:
+    """Return in words who works where.
+
+    >>> described([8, 4], workers=3, cores=4)
+    '3 workers of 4 cores each, on 2 nodes with 12 cores'
+    """
+    each = "one core each" if cores == 1 else f"{cores} cores each"
+    machines = f"{len(nodes)} nodes" if len(nodes) > 1 else "1 node"
+    who = "one worker" if workers == 1 else f"{workers} workers"
+    return f"{who} of {each}, on {machines} with {sum(nodes)} cores"
+
+
+def refusal(failure: BaseException | None) -> LorafitError | None:
+    """Return what a worker refused, if that is why it ended."""
+    while failure is not None and not isinstance(failure, LorafitError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Refuse an address at which no Ray cluster answers, in a process of its own that can be ended.
+
+    Raises:
+        LorafitError: says what to check.
+    """
+    if address.startswith("ray://"):
+        raise LorafitError(
+            f"{address} is one of Ray's client, which sees none of the cluster's folders. Start the command on a "
+            "machine of the cluster, with --ray auto, such as by: ray job submit"
+        )
+    host, _, port = address.rpartition(":")
+    if address != "auto":
+        try:
+            socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT / 3).close()
+        except (OSError, ValueError) as error:
+            raise _unreachable(address, str(error)) from None
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    command += [] if address == "auto" else ["--address", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_CONNECT)
+    except subprocess.TimeoutExpired:
+        raise _unreachable(address, f"no answer within {SECONDS_TO_CONNECT} s") from None
+    if done.returncode:
+        raise _unreachable(address, "no Ray answers there")
+
+
+def _unreachable(address: str, reason: str) -> LorafitError:
+    return LorafitError(
+        f"No Ray cluster at {address} ({reason}). Check the address and that its head runs: "
+        "`ray start --head`, then --ray HOST:6379 on a machine of the cluster; without an address Ray starts here."
+    )
