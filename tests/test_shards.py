@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lorafit import Classifier, bulk, console
+from lorafit import Classifier, bulk
 from lorafit.bulk import shards
 from lorafit.bulk.shards import Counts, Job, Scorer, Shard
 from lorafit.errors import DataError, StorageError
@@ -92,7 +92,6 @@ def test_shards_hold_what_one_file_would(classifier: Classifier, source: Path, t
     assert shards.undone(target, job) == []
     whole = tmp_path / "whole.parquet"
     pd.concat([pq.read_table(source / file.name).to_pandas() for file in job.files]).to_parquet(whole)
-    console.silence()
     found = bulk.score(lambda: classifier, whole, tmp_path / "whole.out.parquet")
     assert shards.counted(target, job, range(job.shards)) == Counts(found.rows, found.rejected, 0)
     assert counts[1] == counts[4]
