@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Test processes, one a core; a test that is left over goes to whoever is done first.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-page bench-prefix bench-workers bench-full format clean
+.PHONY: help demo ui test check soak bench bench-exports bench-serve bench-page bench-prefix bench-workers bench-ray bench-full format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what each target does
@@ -51,9 +51,14 @@ bench-page: .venv/.dev  ## measure how long a visitor of the page waits; about f
 
 bench-prefix: .venv/.dev  ## measure what running the frozen layers once is worth; about half an hour
 	$(BIN)/python benchmarks/prefix.py
+	$(BIN)/python benchmarks/table.py
 
-bench-workers: .venv/.dev  ## measure two processes beside one; about six minutes
+bench-workers: .venv/.dev  ## measure two processes beside one; about eight minutes
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/table.py
+
+bench-ray: .venv/.dev  ## measure a folder answered on Ray beside a file by one process; about a quarter of an hour
+	$(BIN)/python benchmarks/ray_scoring.py
 	$(BIN)/python benchmarks/table.py
 
 bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
@@ -68,6 +73,7 @@ bench-full: .venv/.dev  ## measure everything published into results/, beside ev
 	$(BIN)/python benchmarks/page.py
 	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/ray_scoring.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 

@@ -1,6 +1,7 @@
-"""Measure two processes with one thread each beside one process with two threads; writes results/workers.json.
+"""Measure two processes with one thread each beside one process with two threads, and with one; writes
+results/workers.json.
 
-    python benchmarks/workers.py           (make bench-workers: about six minutes)
+    python benchmarks/workers.py           (make bench-workers: about eight minutes)
 
 The demo's recipe, one epoch of 600 reviews, under torchrun and alone, in turn. The exchange of gradients is timed by
 itself: the same bytes, in the same processes, after all have waited for each other; its share is of the median step.
@@ -32,9 +33,11 @@ SMALLER = {"data.train_size": 600, "data.validation_size": 50, "data.test_size":
 UNDER_TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORKERS)]
 
 
-def rate(recipe: Path, out: Path, launcher: list[str], environment: dict[str, str]) -> dict[str, float]:
+def rate(
+    recipe: Path, out: Path, launcher: list[str], environment: dict[str, str], more: list[str]
+) -> dict[str, float]:
     """Return tokens a second in steady state, and the median step's seconds, of one training."""
-    command = [sys.executable, *launcher, "-m", "lorafit", "train", str(recipe), "--out", str(out), "--quiet"]
+    command = [sys.executable, *launcher, "-m", "lorafit", "train", str(recipe), "--out", str(out), "--quiet", *more]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     steps = [line for line in Run(out).history if "loss" in line][FIRST_STEPS:]
     seconds = [line["seconds"] for line in steps]
@@ -69,14 +72,16 @@ def exchange_seconds(numbers: int) -> float:
 
 def measure() -> dict[str, Any]:
     """Return both rates, their ratio, and the exchange's share of a step."""
-    found: dict[str, list[dict[str, float]]] = {"one": [], "two": []}
+    found: dict[str, list[dict[str, float]]] = {"one": [], "two": [], "one, one thread": []}
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "smaller.toml"
         recipe.write_text(recipes.to_toml(recipes.changed(workload.DEMO, SMALLER)))
         environment = os.environ | {"LORAFIT_CACHE": f"{folder}/cache"}
         for number in range(ROUNDS):
-            for name, launcher in (("one", []), ("two", UNDER_TORCHRUN)):
-                found[name].append(rate(recipe, Path(folder) / f"{name}-{number}", launcher, environment))
+            for name, launcher in (("one", []), ("two", UNDER_TORCHRUN), ("one, one thread", [])):
+                threads = ["-s", "training.threads=1"] if name.endswith("one thread") else []
+                out = Path(folder) / f"{name[:3]}-{len(threads)}-{number}"
+                found[name].append(rate(recipe, out, launcher, environment, threads))
                 print(name, found[name][-1], flush=True)
     medians = {
         name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
