@@ -59,6 +59,7 @@ bench-workers: .venv/.dev  ## measure two processes beside one; about eight minu
 
 bench-ray: .venv/.dev  ## measure a folder answered on Ray beside a file by one process; about a quarter of an hour
 	$(BIN)/python benchmarks/ray_scoring.py
+	$(BIN)/python benchmarks/capacity.py
 	$(BIN)/python benchmarks/table.py
 
 bench-full: .venv/.dev  ## measure everything published into results/, beside every peer; hours
@@ -74,6 +75,7 @@ bench-full: .venv/.dev  ## measure everything published into results/, beside ev
 	$(BIN)/python benchmarks/prefix.py
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/ray_scoring.py
+	$(BIN)/python benchmarks/capacity.py
 	$(BIN)/python benchmarks/quality.py  # rows that stand are not measured again
 	$(BIN)/python benchmarks/table.py
 

@@ -312,6 +312,131 @@ def workers() -> list[str]:
     ]
 
 
+def prefix() -> list[str]:
+    """Return what running the frozen layers once is worth, by the number of adapted layers."""
+    measured = _results("prefix")
+
+    def seconds(found: dict[str, Any]) -> str:
+        cells = (f"{found['seconds'][name]:.0f} s" for name in ("without", "empty cache", "full cache"))
+        times = f"{found['times_with_empty_cache']:.2f} | {found['times_with_full_cache']:.2f}"
+        return f"{' | '.join(cells)} | {times} | {found['bytes'] / 1e6:,.0f} MB"
+
+    def row(top: str, found: dict[str, Any]) -> str:
+        low, high = found["test"]["accuracy_interval"]
+        return f"| last {top} of 6 | {found['test']['accuracy']:.4f} ({low:.3f} to {high:.3f}) | {seconds(found)} |"
+
+    return [
+        "| adapters on the | test accuracy | without | cache empty | cache full | times | times | disk |",
+        "|---|---|---|---|---|---|---|---|",
+        *(row(top, found) for top, found in measured["demo"].items()),
+        f"| last 3 of bert-base's 12 | | {seconds(measured['bert_base'])} |",
+        "",
+        *textwrap.wrap(
+            "Seconds of training and validation. The first rows are of the demo's recipe (1,700 reviews, 2 epochs, all "
+            "linear layers), seed 0; the last one of bert-base's shape with random weights, 200 reviews, 10 epochs, "
+            "query and value. Times: how much faster than without, with an empty cache and with a full one, as a later "
+            f"trial finds it. Medians of {measured['rounds']['bert_base']} rounds of bert-base; of the demo "
+            f"{measured['rounds']['demo']}. {_measured_at(measured)}",
+            WIDTH,
+        ),
+    ]
+
+
+def ray_scoring() -> list[str]:
+    """Return a folder answered on Ray beside a file answered by one process."""
+    measured = _results("ray_scoring")
+    alone, two = (measured["medians"][name] for name in ("alone", "two workers"))
+    return [
+        f"| {measured['reviews']['two']:,} reviews | asked | reviews a second | whole command |",
+        "|---|---|---|---|",
+        f"| one process, two threads | | {alone['rows_per_second']:.0f} | {alone['seconds']:.0f} s |",
+        f"| Ray, two workers of one core | 0.85 of it | {two['rows_per_second']:.0f}, "
+        f"**{measured['rate: two workers / alone']:.2f}** | {two['seconds']:.0f} s, "
+        f"{measured['whole command: two workers / alone']:.2f} of the speed |",
+        "",
+        *textwrap.wrap(
+            "Reviews a second: while answers come. The whole command: with Ray's start and end, and two processes that "
+            f"import torch. Medians of {measured['rounds']} rounds in turn. {_measured_at(measured)}",
+            WIDTH,
+        ),
+    ]
+
+
+def capacity() -> list[str]:
+    """Return what many reviews cost on many cores, by the model."""
+    found = _results("capacity")
+
+    def cell(cost: dict[str, float]) -> str:
+        seconds, useful = cost["hours"] * 3600, cost["useful_core_hours"] / cost["core_hours"]
+        return f"{_long(seconds)}, {_many(cost['core_hours'])} core-h ({useful:.0%})"
+
+    names = list(found["costs"])
+    cores = list(found["costs"][names[0]])
+    return [
+        f"| reviews to answer | {' | '.join(f'{int(count):,} cores' for count in cores)} |",
+        "|---|" + "---|" * len(cores),
+        *(f"| {name} | {' | '.join(cell(found['costs'][name][count]) for count in cores)} |" for name in names),
+    ]
+
+
+def capacity_pieces() -> list[str]:
+    """Return the pieces of the model, and its check."""
+    found = _results("capacity")
+    scoring, training, size = found["scoring"], found["training"], found["bytes_per_review"]
+    seconds, tokens = scoring["two workers' seconds"], training["two workers' tokens a second"]
+    return [
+        "| piece | measured |",
+        "|---|---|",
+        f"| a core's time a review of {found['mean_tokens']:.0f} tokens, answering | "
+        f"{1e3 * scoring['core_seconds']:.1f} ms |",
+        f"| the same, one pass of training | {1e3 * training['core_seconds']:.1f} ms |",
+        f"| from the command to the first worker's work | {scoring['start_seconds']:.0f} s |",
+        f"| blocks of shards that Ray Data hands out | {scoring['blocks_per_second']:.0f} a second |",
+        f"| Parquet read and written a review | {size['read']:,.0f} and {size['written']:,.0f} bytes |",
+        f"| gradients exchanged a step of training | {training['bytes'] / 1e6:.2f} MB |",
+        "",
+        "| check: two workers | predicted from one | measured | off by |",
+        "|---|---|---|---|",
+        f"| the whole command | {seconds['predicted']:.0f} s | {seconds['measured']:.0f} s | {_off(seconds)} |",
+        f"| training | {tokens['predicted']:,.0f} tokens/s | {tokens['measured']:,.0f} tokens/s | {_off(tokens)} |",
+        "",
+        f"Measured at {found['scored_at']} and {found['trained_at']} on {found['cores']} cores, {found['date']}.",
+    ]
+
+
+def capacity_training() -> list[str]:
+    """Return how training scales with workers at the demo's batch size."""
+    found = _results("capacity")["training"]["by_workers"]
+    return [
+        "| workers of one core | reviews a second | of the ideal | the largest share, over the mean | exchange |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {workers} | {cost['reviews_per_second']:.0f} | "
+            f"{cost['reviews_per_second'] / int(workers) / found['1']['reviews_per_second']:.0%} | "
+            f"{cost['imbalance']:.2f} | {cost['exchange_share']:.1%} |"
+            for workers, cost in found.items()
+        ),
+    ]
+
+
+def _off(pair: dict[str, float]) -> str:
+    return f"{pair['predicted'] / pair['measured'] - 1:+.1%}"
+
+
+def _long(seconds: float) -> str:
+    for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _many(number: float) -> str:
+    for word, size in (("million", 1e6), ("thousand", 1e3)):
+        if number >= size:
+            return f"{number / size:,.1f} {word}"
+    return f"{number:.1f}"
+
+
 BLOCKS = {
     "demo": demo,
     "speed": speed,
@@ -323,8 +448,21 @@ BLOCKS = {
     "serve": serve,
     "page": page,
     "workers": workers,
+    "prefix": prefix,
+    "ray-scoring": ray_scoring,
+    "capacity": capacity,
+    "capacity-pieces": capacity_pieces,
+    "capacity-training": capacity_training,
 }
-PAGES = ("README.md", "docs/quality.md", "docs/bulk.md", "docs/page.md", "docs/cluster.md")
+PAGES = (
+    "README.md",
+    "docs/quality.md",
+    "docs/bulk.md",
+    "docs/page.md",
+    "docs/cluster.md",
+    "docs/sweep.md",
+    "docs/capacity.md",
+)
 
 
 def _quality_rows(part: str) -> list[dict[str, Any]]:

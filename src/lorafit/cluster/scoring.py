@@ -24,7 +24,7 @@ from lorafit.cluster.connection import LOCAL, Place, connected, cores_a_worker, 
 from lorafit.errors import DataError
 from lorafit.predict import Classifier
 
-_BLOCKS = 10_000  # that Ray Data is handed; each is of one shard, or of a few where there are more
+BLOCKS_A_WORKER = 16  # that Ray Data is handed; each is of one shard, or of a few where there are more
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _counts(order: _Order, numbers: list[int], workers: int) -> Iterator[Counts]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    blocks = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), _BLOCKS))
+    blocks = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), BLOCKS_A_WORKER * workers))
     given = blocks.map_batches(
         _Worker,
         fn_constructor_args=(order,),
