@@ -80,6 +80,9 @@ def test_the_job_says_which_rows_make_up_a_shard(source: Path) -> None:
         ("more/2.parquet", 50, 20),
     ]
     assert job.shard(0) == Shard("part-00000", "0.parquet", 0, 50)
+    of_many = {"rows_a_shard": 1, "files": [job.files[0].model_copy(update={"rows": 200_000})]}
+    many = Job(**(dict(job) | of_many))
+    assert (many.shard(7).name, many.shard(150_000).name) == ("part-000007", "part-150000")  # in the rows' order
     assert shards.rows_a_shard(10**12, 100_000) == shards.MOST_ROWS_A_SHARD
 
 
@@ -87,7 +90,8 @@ def test_shards_hold_what_one_file_would(classifier: Classifier, source: Path, t
     """Done in any order, and some twice: as one file is answered, row by row."""
     job, target = job_of(source), tmp_path / "out"
     scorer = Scorer(classifier, job, source, target)
-    with shards.held(target, job, overwrite=False):
+    with shards.held(target):
+        shards.begin(target, job, overwrite=False)
         counts = [scorer.score(job.shard(number)) for number in (5, 0, 2, 1, 0, 4, 3)]
     assert shards.undone(target, job) == []
     whole = tmp_path / "whole.parquet"
@@ -115,7 +119,8 @@ def test_a_shard_without_a_usable_row_is_done_too(classifier: Classifier, tmp_pa
     source.mkdir()
     pq.write_table(pa.table({"text": ["", None, " "]}), source / "a.parquet")
     job = job_of(source)
-    with shards.held(target, job, overwrite=False):
+    with shards.held(target):
+        shards.begin(target, job, overwrite=False)
         assert Scorer(classifier, job, source, target).score(job.shard(0)) == Counts(0, 3, 0)
     assert shards.undone(target, job) == []
     assert list(pd.read_parquet(target)) == ["text", "predicted_label", "neg_prob", "pos_prob"]
@@ -123,38 +128,38 @@ def test_a_shard_without_a_usable_row_is_done_too(classifier: Classifier, tmp_pa
 
 def test_what_was_done_stays_and_other_jobs_are_refused(classifier: Classifier, source: Path, tmp_path: Path) -> None:
     job, target = job_of(source, who="a"), tmp_path / "out"
-    with shards.held(target, job, overwrite=False):
+    with shards.held(target):
+        shards.begin(target, job, overwrite=False)
         Scorer(classifier, job, source, target).score(job.shard(3))
         with pytest.raises(StorageError, match="being written by another process"):
-            in_another_process(target, job)
+            held_by_another(target)
     (target / ".part-00001.parquet.0123456789ab").touch()  # of a worker that was killed
-    with shards.held(target, job_of(source, rows_a_shard=7, who="a"), overwrite=False) as begun:
-        assert begun == job  # cut as it was begun
-        assert shards.undone(target, begun) == [0, 1, 2, 4, 5]
+    cut_otherwise = job_of(source, rows_a_shard=7, who="a").model_copy(update={"strict": True})
+    begun = shards.begin(target, cut_otherwise, overwrite=False)
+    assert begun == job.model_copy(update={"strict": True})  # cut as it was begun, and strict as asked now
+    assert shards.undone(target, begun) == [0, 1, 2, 4, 5]
     assert not list(target.glob(".part*"))
-    with (
-        pytest.raises(StorageError, match="another job: who differ"),
-        shards.held(target, job_of(source, who="b"), overwrite=False),
-    ):
-        pass
-    with shards.held(target, job_of(source, who="b"), overwrite=True) as anew:
-        assert len(shards.undone(target, anew)) == anew.shards
+    with pytest.raises(StorageError, match="another job: who differ"):
+        shards.begin(target, job_of(source, who="b"), overwrite=False)
+    anew = shards.begin(target, job_of(source, who="b"), overwrite=True)
+    assert len(shards.undone(target, anew)) == anew.shards
     (target / shards.JOB).write_text("{")
     with pytest.raises(StorageError, match="damaged"):
         shards.begun(target)
 
 
-def in_another_process(target: Path, job: Job) -> None:
+def held_by_another(target: Path) -> None:
     """Hold the output in another process; its refusal is raised here."""
-    code = (
-        "import sys; from pathlib import Path; from lorafit.bulk import shards\n"
-        "job = shards.Job.model_validate_json(sys.argv[2])\n"
-        "with shards.held(Path(sys.argv[1]), job, overwrite=False): pass"
-    )
-    command = [sys.executable, "-c", code, str(target), job.model_dump_json()]
-    done = subprocess.run(command, capture_output=True, text=True)
+    code = "import sys, pathlib; from lorafit.bulk import shards\nwith shards.held(pathlib.Path(sys.argv[1])): pass"
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True)
     if done.returncode:
         raise StorageError(done.stderr.splitlines()[-1])
+
+
+def test_an_output_in_which_nothing_was_begun_is_gone(tmp_path: Path) -> None:
+    with shards.held(tmp_path / "out"):
+        assert (tmp_path / "out").is_dir()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_wrong_with_a_folder_is_said_before_anything_is_loaded(source: Path, tmp_path: Path) -> None:
@@ -176,6 +181,14 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_is_loaded(source: P
     pq.write_table(pa.table({"id": [1], "text": ["a"]}), by_year / "a.parquet")
     with pytest.raises(DataError, match="column in its folders' names"):
         shards.look_at(source, ["text"])
+    with pytest.raises(DataError, match="column 'id' is of int64, which is no text"):
+        shards.look_at(source / "more", ["id"])
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(source / "more")
+    with pytest.raises(DataError, match="is a link to a folder"):
+        shards.look_at(tmp_path / "linked", ["text"])
+    with pytest.raises(DataError, match="nowhere is no folder"):
+        shards.look_at(tmp_path / "nowhere", ["text"])
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataError, match="holds no rows"):
@@ -193,8 +206,7 @@ def test_an_output_with_foreign_files_is_refused(source: Path, tmp_path: Path) -
     with pytest.raises(StorageError, match=r"holds 'part-00000\.parquet', which is not ours"):
         shards.refuse_places(source, target)
     (target / "part-00000.parquet").unlink()
-    with shards.held(target, job_of(source), overwrite=False):
-        pass
+    shards.begin(target, job_of(source), overwrite=False)
     shards.refuse_places(source, target)
     (target / "notes.txt").touch()
     with pytest.raises(StorageError, match=r"holds 'notes\.txt', which is not ours"):

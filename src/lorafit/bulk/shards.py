@@ -13,6 +13,7 @@ counts as done once its part is there: however often and by whomever it is tried
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,6 +88,11 @@ class Job(Kept):
         """For each file how many shards there are up to its end: no shard holds rows of two files."""
         return list(accumulate(-(-file.rows // self.rows_a_shard) for file in self.files))
 
+    @cached_property
+    def _digits(self) -> int:
+        """In the names of parts, so that their order is that of the rows."""
+        return max(5, len(str(self.shards - 1)))
+
     @property
     def shards(self) -> int:
         """How many there are."""
@@ -97,7 +103,7 @@ class Job(Kept):
         place = bisect_right(self._ends, number)
         first = (number - (self._ends[place - 1] if place else 0)) * self.rows_a_shard
         file = self.files[place]
-        return Shard(f"part-{number:05}", file.name, first, min(self.rows_a_shard, file.rows - first))
+        return Shard(f"part-{number:0{self._digits}}", file.name, first, min(self.rows_a_shard, file.rows - first))
 
     def differs_in(self, other: "Job") -> list[str]:
         """Return the names of what another job has otherwise; not how it is cut, which the first call settles."""
@@ -126,6 +132,10 @@ class Counts(NamedTuple):
     rejected: int
     repeated: int
 
+    def and_also(self, more: "Counts") -> "Counts":
+        """Return the sum of both."""
+        return Counts(*map(sum, zip(self, more, strict=True)))
+
 
 @dataclass(frozen=True)
 class Look:
@@ -141,14 +151,12 @@ def look_at(folder: Path, columns: Sequence[str]) -> Look:
     Names that begin with "_" or "." are left out, as others who read such folders do.
 
     Raises:
-        DataError: no folder, no rows, a file of another format, one that can't be read, folders that stand for a
-            column's values, files with different columns, or a missing column.
+        DataError: no folder, no rows, a file of another format, what can't be read, linked folders, folders that stand
+            for a column's values, files with different columns, a missing column, or one of something else than text.
 
     >>> sum(file.rows for file in look_at(Path("reviews"), ["text"]).files)
     25000
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder. On Ray, --input and --output are folders of Parquet files.")
     files = sorted(_files_below(folder))
     strange = next((file for file in files if file.suffix.lower() != ".parquet"), None)
     if strange is not None:
@@ -165,6 +173,9 @@ def look_at(folder: Path, columns: Sequence[str]) -> Look:
         if not own.equals(schema):
             raise DataError(f"{folder}: {found.name} has other columns or types than {heads[0][0].name}.")
     refuse_missing(list(columns), schema.names, folder)
+    for name in columns:
+        if not _holds_text(schema.field(name).type):
+            raise DataError(f"{folder}: column {name!r} is of {schema.field(name).type}, which is no text.")
     return Look([found for found, _ in heads], schema)
 
 
@@ -184,11 +195,11 @@ def refuse_places(source: Path, target: Path) -> None:
         DataError: the input, or a folder in it.
         StorageError: a file, or a folder that holds something else.
     """
-    if target.exists() and not target.is_dir():
-        raise StorageError(f"{target} is a file; on Ray, --output is a folder.")
-    if target.absolute().is_relative_to(source.absolute()):
-        raise DataError(f"{target} is in the input, {source}. Name another output.")
     with storing(target):
+        if target.exists() and not target.is_dir():
+            raise StorageError(f"{target} is a file; on Ray, --output is a folder.")
+        if target.resolve().is_relative_to(source.resolve()):
+            raise DataError(f"{target} is in the input, {source}. Name another output.")
         names = os.listdir(target) if target.is_dir() else []  # noqa: PTH208 - names alone, of perhaps millions
     begun = JOB in names
     strange = next((name for name in names if not _is_ours(target / name, begun)), None)
@@ -203,26 +214,22 @@ def begun(target: Path) -> Job | None:
         StorageError: it can't be read.
     """
     file = target / JOB
-    if not file.is_file():
-        return None
     try:
-        with storing(file):
-            return Job.model_validate_json(file.read_text(encoding="utf-8"))
+        return Job.model_validate_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{file} can't be read: {error.strerror}.") from None
     except (ValidationError, UnicodeDecodeError):
         raise StorageError(f"{file} is damaged. Start anew with --overwrite, or name another output.") from None
 
 
 @contextmanager
-def held(target: Path, job: Job, *, overwrite: bool) -> Iterator[Job]:
-    """Yield the job as it was begun in the output folder, be it now, while no other process hands out its shards.
-
-    Args:
-        target: the output.
-        job: what is asked for.
-        overwrite: what stands there of another job is removed.
+def held(target: Path) -> Iterator[None]:
+    """Make the output folder, and keep others from handing out its shards meanwhile; an empty one is gone afterwards.
 
     Raises:
-        StorageError: another job was begun there, by the names of what differs, or another process holds it.
+        StorageError: another process holds it, or it can't be made.
     """
     with storing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -232,20 +239,38 @@ def held(target: Path, job: Job, *, overwrite: bool) -> Iterator[Job]:
             lock.acquire()
     except Timeout:
         raise StorageError(f"{target} is being written by another process. Wait for it, or stop it.") from None
-    with lock:
-        before = None if overwrite else begun(target)
-        differing = before.differs_in(job) if before else []
-        if differing:
-            raise StorageError(
-                f"{target} holds the work of another job: {' and '.join(differing)} differ. "
-                "Start anew with --overwrite, or repeat the command that began it."
-            )
-        if before is None:
-            _remove_parts(target)
-            write_text(target / JOB, job.model_dump_json(indent=1) + "\n")
-        for folder in filter(Path.is_dir, (target, target / REJECTED)):
-            remove_unfinished(folder)
-        yield before or job
+    try:
+        yield
+    finally:
+        if [file.name for file in target.iterdir()] == [_LOCK]:
+            shutil.rmtree(target, ignore_errors=True)
+        lock.release()
+
+
+def begin(target: Path, job: Job, *, overwrite: bool) -> Job:
+    """Return the job as it was begun in the output folder, be it now; the folder is held.
+
+    Args:
+        target: the output.
+        job: what is asked for.
+        overwrite: what stands there of another job is removed.
+
+    Raises:
+        StorageError: another job was begun there, by the names of what differs.
+    """
+    before = None if overwrite else begun(target)
+    differing = before.differs_in(job) if before else []
+    if differing:
+        raise StorageError(
+            f"{target} holds the work of another job: {' and '.join(differing)} differ. "
+            "Start anew with --overwrite, or repeat the command that began it."
+        )
+    if before is None:
+        _remove_parts(target)
+        write_text(target / JOB, job.model_dump_json(indent=1) + "\n")
+    for folder in filter(Path.is_dir, (target, target / REJECTED)):
+        remove_unfinished(folder)
+    return before.model_copy(update={"strict": job.strict}) if before else job
 
 
 def undone(target: Path, job: Job) -> list[int]:
@@ -294,23 +319,29 @@ class Scorer:
         file = self._source / shard.file
         table = ParquetSource(file)
         if (table.rows or 0) < shard.first + shard.rows:
-            raise DataError(f"{file} has changed while it was read. Start anew with --overwrite.")
+            raise _changed(file)
         memory = _Memory()
         answers = Answers(self._classifier, self._job.base, self._job.prefix, memory)
         sink = ArrowSink(table.schema, table.codec)
-        rejects, kept = bytearray(), 0
-        with tempfile.TemporaryDirectory() as scratch:
+        rejects, kept, read = bytearray(), 0, 0
+        with storing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
             written = Path(scratch) / "part.arrows"
-            with storing(written), written.open("wb") as stream:
+            with written.open("wb") as stream:
                 for some in answered(table.parts_of(shard.first, shard.rows), self._rule, answers):
                     self._rule.refuse_if_strict(file, some.part, some.reasons)
                     stream.write(sink.part(some.kept, some.added))
                     rejects += some.rejects(some.part.first, shard.file)
-                    kept += len(some.kept)
+                    kept, read = kept + len(some.kept), read + len(some.part)
+            if read != shard.rows:
+                raise _changed(file)
             if rejects:
                 write_atomically(self._target / REJECTED / f"{shard.name}.jsonl", _writing(bytes(rejects)))
             write_atomically(_part(self._target, shard), lambda place: sink.to_parquet(written, place))
         return Counts(kept, shard.rows - kept, kept - len(memory))
+
+
+def _changed(file: Path) -> DataError:
+    return DataError(f"{file} has changed while it was read. Start anew with --overwrite.")
 
 
 class _Memory(dict[bytes, bytes]):
@@ -326,19 +357,41 @@ class _Memory(dict[bytes, bytes]):
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
+    """Yield the files in a folder and below.
+
+    Raises:
+        DataError: no folder, one that can't be read, or a link to one, for who knows where that ends.
+    """
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename) == folder and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise DataError(f"{folder} is no folder. On Ray, --input and --output are folders of Parquet files.")
+        raise DataError(f"{error.filename} can't be read: {error.strerror}.")
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if name[0] not in "_."]
+        linked = next((path for path in (Path(root) / name for name in folders) if path.is_symlink()), None)
+        if linked is not None:
+            raise DataError(f"{linked} is a link to a folder. Name that folder, or put it into its place.")
         yield from (Path(root) / name for name in files if name[0] not in "_.")
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _head(file: Path, folder: Path) -> tuple[Input, pa.Schema]:
     table = streams.opened(file)
-    with storing(file), file.open("rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(size - 8)
-        length = int.from_bytes(stream.read(4), "little")
-        stream.seek(size - 8 - length)
-        sha256 = hashlib.sha256(stream.read(length)).hexdigest()
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(size - 8)
+            length = int.from_bytes(stream.read(4), "little")
+            stream.seek(size - 8 - length)
+            sha256 = hashlib.sha256(stream.read(length)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}.") from None
     rows = table.rows or 0
     return Input(name=file.relative_to(folder).as_posix(), bytes=size, rows=rows, footer_sha256=sha256), table.schema
 

@@ -1,13 +1,16 @@
 """Ray itself: the cluster at an address, what its workers need to know, and what they have refused."""
 
 import os
+import platform
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lorafit.errors import LorafitError, RecipeError
 
@@ -39,11 +42,17 @@ def connected(address: str) -> Iterator[None]:
     if address != LOCAL:
         _refuse_unreachable(address)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+    # Before a worker imports anything: some of it is read only then.
+    environment = {"env_vars": {name: os.environ[name] for name in _HANDED_ON if name in os.environ}}
+    at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _without_native_words():
-            ray.init(address=address, logging_level="ERROR", log_to_driver=False, **options)
+            ray.init(address=address, logging_level="ERROR", log_to_driver=False, runtime_env=environment, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _unreachable(address, str(error).splitlines()[0]) from None
+        raise _unreachable(address, " ".join(str(error).split())[:300]) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
     try:
         yield
     finally:
@@ -81,21 +90,19 @@ def cores_a_worker(cores_of_nodes: Sequence[int], workers: int) -> int:
     return next(each for each in range(there, 0, -1) if sum(cores // each for cores in cores_of_nodes) >= workers)
 
 
-class Place(NamedTuple):
-    """Where a command was started: what its workers have to be told to find the same files."""
+def enter(folder: Path) -> None:
+    """Go to the folder in which the command was started, on a worker's machine.
 
-    folder: str
-    environment: dict[str, str]
-
-    @classmethod
-    def here(cls) -> "Place":
-        """Return this process's."""
-        return cls(str(Path.cwd()), {name: os.environ[name] for name in _HANDED_ON if name in os.environ})
-
-    def enter(self) -> None:
-        """Go there."""
-        os.environ |= self.environment
-        os.chdir(self.folder)
+    Raises:
+        LorafitError: it is not there.
+    """
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise LorafitError(
+            f"{platform.node()} has no folder {folder} ({error.strerror}), in which the command was started. "
+            "All machines of the cluster need it, as the same files."
+        ) from None
 
 
 def cores_of_nodes() -> list[int]:
@@ -115,13 +122,6 @@ def described(nodes: Sequence[int], workers: int, cores: int) -> str:
     machines = f"{len(nodes)} nodes" if len(nodes) > 1 else "1 node"
     who = "one worker" if workers == 1 else f"{workers} workers"
     return f"{who} of {each}, on {machines} with {sum(nodes)} cores"
-
-
-def refusal(failure: BaseException | None) -> LorafitError | None:
-    """Return what a worker refused, if that is why it ended."""
-    while failure is not None and not isinstance(failure, LorafitError):
-        failure = getattr(failure, "cause", None) or failure.__cause__
-    return failure
 
 
 def _refuse_unreachable(address: str) -> None:

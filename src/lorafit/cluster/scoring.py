@@ -5,8 +5,10 @@ and starts a new one where there is room. What an actor does with a shard is `bu
 """
 
 import logging
+import platform
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,16 +17,19 @@ import numpy as np
 import pyarrow as pa
 
 from lorafit import bundle as bundles
-from lorafit import console, exported, runtime
+from lorafit import console, errors, exported, runtime
 from lorafit.bulk import PRODUCTS_KEPT, Scored, shards
 from lorafit.bulk.answers import added_schema
 from lorafit.bulk.look import refuse_clash, refuse_misfit
 from lorafit.bulk.shards import Counts, Job, Scorer
-from lorafit.cluster.connection import LOCAL, Place, connected, cores_a_worker, cores_of_nodes, described, refusal
-from lorafit.errors import DataError
+from lorafit.cluster.connection import LOCAL, connected, cores_a_worker, cores_of_nodes, described, enter
+from lorafit.errors import DataError, LorafitError, StorageError
 from lorafit.predict import Classifier
 
-BLOCKS_A_WORKER = 16  # that Ray Data is handed; each is of one shard, or of a few where there are more
+_BLOCKS = 10_000  # one a shard up to here; a single process hands them out, some hundred a second
+_BLOCKS_A_WORKER = 2
+_SHARDS_A_BLOCK = 64
+_DEATHS = 10  # of processes at one shard, after which it is the shard's fault
 
 
 @dataclass(frozen=True)
@@ -94,14 +99,15 @@ def score(
     25000
     """
     start = time.monotonic()
+    source, target = source.resolve(), target.resolve()
     shards.refuse_places(source, target)
     look = shards.look_at(source, [name for name in (text_column, pair_column) if name])
-    begun = None if overwrite else shards.begun(target)
-    with connected(address):
+    with shards.held(target), _naming_the_way_on(), connected(address):
         nodes = cores_of_nodes()
         cores = cores_a_worker(nodes, sum(nodes) if workers is None else workers)
         count = workers or sum(nodes)
-        classifier = asked.load(begun.precision if begun else "auto", cores)
+        precision = _precision(None if overwrite else shards.begun(target), asked)
+        classifier = asked.load(precision, cores)
         refuse_misfit(classifier, source, pair_column)
         refuse_clash(added_schema(classifier, prefix).names, look.schema.names, source, prefix)
         job = Job(
@@ -112,7 +118,7 @@ def score(
             prefix=prefix,
             base=base,
             strict=strict,
-            precision=classifier.backend if classifier.backend in ("bf16", "fp32") else "auto",
+            precision=_precision_of(classifier, cores),
             facts={
                 "the classifier": asked.fingerprint(),
                 "the base": str(classifier.different_base),
@@ -120,13 +126,58 @@ def score(
             },
         )
         del classifier
-        with shards.held(target, job, overwrite=overwrite) as job:
-            plan = f"{job.rows:,} rows in {job.shards:,} shards"
-            console.say(f"Ray: {described(nodes, count, cores)}; {plan}.")
-            found = _carry_out(_Order(asked, job, source.absolute(), target.absolute(), cores), count)
-        if shards.look_at(source, []).files != job.files:
-            raise DataError(f"{source} has changed while it was read. Start anew with --overwrite.")
+        job = shards.begin(target, job, overwrite=overwrite)
+        plan = f"{job.rows:,} rows in {job.shards:,} shards"
+        console.say(f"Ray: {described(nodes, count, cores)}; {plan}.")
+        found = _carry_out(_Order(asked, job, source, target, cores), count)
+    _refuse_incomplete(job, source, target, found)
     return replace(found, seconds=time.monotonic() - start)
+
+
+def blocks_of(shards: int, workers: int) -> int:
+    """Return in how many blocks Ray Data is handed so many shards: one each, unless there are very many.
+
+    >>> blocks_of(240_000, workers=15_000)
+    30000
+    """
+    return min(shards, max(_BLOCKS, _BLOCKS_A_WORKER * workers, shards // _SHARDS_A_BLOCK))
+
+
+def _precision(begun: Job | None, asked: Asked) -> str:
+    """Return the precision in which these answers were begun, "auto" if they were not."""
+    same = begun is not None and begun.facts.get("the classifier") == asked.fingerprint()
+    return begun.precision if begun and same else "auto"
+
+
+def _precision_of(classifier: Classifier, cores: int) -> str:
+    """Return what all workers take, whatever their machines would choose: "auto" where there is nothing to choose."""
+    if classifier.backend in ("bf16", "fp32"):
+        return classifier.backend
+    return runtime.choose("auto", cores).precision if classifier.backend == "merged" else "auto"
+
+
+@contextmanager
+def _naming_the_way_on() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        console.complain("Interrupted", "what is written stays; the same command goes on from there.", "yellow")
+        raise
+
+
+def _refuse_incomplete(job: Job, source: Path, target: Path, found: Scored) -> None:
+    """Refuse to call it done where it is not what it should be.
+
+    Raises:
+        DataError: the input has changed meanwhile, or none of its rows could be answered.
+        StorageError: parts are not there.
+    """
+    if shards.look_at(source, []).files != job.files:
+        raise DataError(f"{source} has changed while it was read. Start anew with --overwrite.")
+    if missing := len(shards.undone(target, job)):
+        raise StorageError(f"{missing} of {job.shards} parts are not in {target}. Do all machines see the same folder?")
+    if not found.rows:
+        raise DataError(f"{source} has no row that can be answered; {target / shards.REJECTED} says why of each.")
 
 
 @dataclass(frozen=True)
@@ -138,26 +189,49 @@ class _Order:
     source: Path
     target: Path
     cores: int
-    started: Place = field(default_factory=Place.here)
+    started_in: Path = field(default_factory=Path.cwd)
 
 
 class _Worker:
-    """One of the processes: answers the shards that it is handed."""
+    """One of the processes: answers the shards that it is handed.
+
+    Refusals go back as a column: Ray Data would hand on no more of an exception than its trace.
+    """
 
     def __init__(self, order: _Order) -> None:
-        order.started.enter()
+        self._job, self._target = order.job, order.target
+        self._refused: LorafitError | None = None
         console.silence()
+        try:
+            self._scorer = self._prepared(order)
+        except LorafitError as error:
+            self._refused = error
+
+    def _prepared(self, order: _Order) -> Scorer:
+        enter(order.started_in)
+        begun = shards.begun(order.target)
+        if begun is None or begun.differs_in(order.job):
+            raise StorageError(f"{order.target} is not the same folder on {platform.node()}. All machines need it.")
         runtime.keep_few_shapes(PRODUCTS_KEPT)
         pa.set_memory_pool(pa.system_memory_pool())  # see streams.in_flat_memory
-        self._job, self._target = order.job, order.target
         with console.our_words_only(of_warnings=False):  # which the driver has said
             classifier = order.asked.load(order.job.precision, order.cores)
-        self._scorer = Scorer(classifier, order.job, order.source, order.target)
+        return Scorer(classifier, order.job, order.source, order.target)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the counts of the shards whose numbers stand in a block; one that another has done is counted only."""
-        counts = [self._counts(int(number)) for number in block["item"]]
-        return {name: np.array(column) for name, column in zip(Counts._fields, zip(*counts, strict=True), strict=True)}
+        done = Counts(0, 0, 0)
+        try:
+            for number in map(int, block["item"]):
+                if self._refused is not None:
+                    raise self._refused
+                done = done.and_also(self._counts(number))
+        except LorafitError as error:
+            refusal = [type(error).__name__, str(error)]
+        else:
+            refusal = ["", ""]
+        found = {name: np.array([count]) for name, count in done._asdict().items()}
+        return found | {"refusal": np.array([refusal[0]]), "sentence": np.array([refusal[1]])}
 
     def _counts(self, number: int) -> Counts:
         if shards.is_done(self._target, self._job, number):
@@ -175,31 +249,43 @@ def _carry_out(order: _Order, workers: int) -> Scored:
         console.say(f"Going on after {before:,} of {job.rows:,} rows.")
     if numbers:
         with console.row_bar(job.rows, before) as advance:
-            for some in _counts(order, numbers, workers):
-                done = Counts(*map(sum, zip(done, some, strict=True)))
+            for some in _given(order, numbers, workers):
+                done = done.and_also(some)
                 advance(some.answered + some.rejected)
     return Scored(done.answered, done.rejected, done.repeated, 0.0, before)
 
 
-def _counts(order: _Order, numbers: list[int], workers: int) -> Iterator[Counts]:
-    """Yield what becomes of the shards, in the order in which they are done."""
+def _given(order: _Order, numbers: list[int], workers: int) -> Iterator[Counts]:
+    """Yield what becomes of the shards, in the order in which they are done.
+
+    Raises:
+        LorafitError: what a worker refused, or that Ray gave up.
+    """
     import ray.data
+    from ray.exceptions import RayError
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    blocks = ray.data.from_items(numbers, override_num_blocks=min(len(numbers), BLOCKS_A_WORKER * workers))
-    given = blocks.map_batches(
+    context.execution_no_progress_timeout_s = -1  # a shard of long texts, or the wait for a core, may take an hour
+    context.max_consecutive_actor_init_deaths = _DEATHS * workers
+    handed = ray.data.from_items(numbers, override_num_blocks=blocks_of(len(numbers), workers)).map_batches(
         _Worker,
         fn_constructor_args=(order,),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(numbers))),
+        # One at a time: at the end nobody waits behind another while others have nothing to do.
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(numbers)), max_tasks_in_flight_per_actor=1),
         num_cpus=order.cores,
+        max_task_retries=_DEATHS,
     )
     try:
-        for block in given.iter_batches(batch_size=None, prefetch_batches=0):
+        for block in handed.iter_batches(batch_size=None, prefetch_batches=0):
+            for kind, sentence in zip(block["refusal"], block["sentence"], strict=True):
+                if kind:
+                    raise getattr(errors, str(kind))(str(sentence))
             yield Counts(*(int(block[name].sum()) for name in Counts._fields))
-    except Exception as error:
-        if said := refusal(error):
-            raise type(said)(str(said)) from None
-        raise
+    except RayError as error:
+        last = str(error).strip().splitlines()[-1]
+        raise LorafitError(
+            f"Ray has given up: {last}. What is written stays; the same command goes on from there."
+        ) from None

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from lorafit import console
 from lorafit import recipe as recipes
 from lorafit import sweep as search
-from lorafit.cluster.connection import LOCAL, Place, connected, cores_a_worker, cores_of_nodes, described
-from lorafit.cluster.sentences import heard, sentences_of_workers
+from lorafit.cluster.connection import LOCAL, connected, cores_a_worker, cores_of_nodes, described, enter
+from lorafit.cluster.sentences import heard, pass_on, sentences_of_workers
 from lorafit.errors import LorafitError, RecipeError
 from lorafit.recipe import Recipe
 from lorafit.sweep import DEFAULT_ROOT, Swept, database
@@ -54,7 +55,6 @@ def sweep(
     >>> sweep(recipe.load("recipes/demo.toml"), space.load("recipes/spaces/demo.toml", recipe), 20, workers=4)
     """
     folder = (Path(out) if out else DEFAULT_ROOT / recipe.name).absolute()
-    study, chosen = search.begin(recipe, space, trials, folder, storage)
     with connected(address):
         nodes = cores_of_nodes()
         if len(nodes) > 1 and not storage:
@@ -63,11 +63,14 @@ def sweep(
                 "reach, such as --storage postgresql://user@host/db"
             )
         cores = cores_a_worker(nodes, workers)
+        study, chosen = search.begin(recipe, space, trials, folder, storage)
         console.say(f"Ray: {described(nodes, workers, cores)}, a trial each at a time.")
         left = trials - sum(trial.state != "running" for trial in study.trials())
         order = _Order(recipe, chosen, space, trials, folder, storage, cores, sentences_of_workers())
         if left > 0:
             _carry_out(order, left, workers)
+    while search.carry_out_one(study, chosen, trials):  # one whose process died when no other was started any more
+        pass
     return search.finish(study, chosen)
 
 
@@ -83,14 +86,14 @@ class _Order:
     storage: str
     cores: int
     sentences: Any
-    started: Place = field(default_factory=Place.here)
+    started_in: Path = field(default_factory=Path.cwd)
 
 
 def _carry_out(order: _Order, left: int, workers: int) -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the search as if it had come to its end
     from ray import tune
 
-    notes = order.folder.parent / f".{order.folder.name}.ray"  # Ray's own, of no use afterwards
+    notes = order.folder.parent / f".{order.folder.name}.{uuid4().hex[:12]}.ray"  # Ray's own, of no use afterwards
     tuner = tune.Tuner(
         tune.with_resources(_carrying_out_one(order), {"cpu": order.cores}),
         tune_config=tune.TuneConfig(num_samples=left, max_concurrent_trials=workers),
@@ -126,13 +129,14 @@ def _carrying_out_one(order: _Order) -> Callable[[dict[str, Any]], None]:
     def carry_out(_: dict[str, Any]) -> None:
         from ray import tune
 
-        order.started.enter()
-        console.hand_to(lambda *said: order.sentences.put(said))
+        console.hand_to(lambda *said: pass_on(order.sentences, said))
+        share = {"training.threads": order.cores}
         try:
-            study = database.opened(order.recipe, order.space, order.folder, order.storage)
+            enter(order.started_in)
+            one = recipes.changed(order.recipe, share)
+            study = database.opened(one, order.space, order.folder, order.storage, tune.get_context().get_trial_id())
             with console.our_words_only():
-                one = recipes.changed(order.chosen, {"training.threads": order.cores})
-                search.carry_out_one(study, one, order.trials)
+                search.carry_out_one(study, recipes.changed(order.chosen, share), order.trials)
         except LorafitError as error:
             tune.report({_REFUSED: str(error)})
         else:

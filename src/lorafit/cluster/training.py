@@ -10,8 +10,8 @@ from typing import Any
 
 from lorafit import console, pipeline, ranks, runs
 from lorafit import recipe as recipes
-from lorafit.cluster.connection import LOCAL, Place, connected, cores_a_worker, cores_of_nodes, described, refusal
-from lorafit.cluster.sentences import heard, sentences_of_workers
+from lorafit.cluster.connection import LOCAL, connected, cores_a_worker, cores_of_nodes, described, enter
+from lorafit.cluster.sentences import heard, pass_on, sentences_of_workers
 from lorafit.errors import LorafitError
 from lorafit.recipe import Recipe
 from lorafit.runs import Run
@@ -64,7 +64,7 @@ def _fit(recipe: Recipe, path: Path, workers: int, overwrite: bool) -> None:
         "recipe": recipe.model_dump(),
         "path": str(path),
         "replaces": _created(path) if overwrite else None,
-        "started": Place.here(),
+        "folder": Path.cwd(),
     }
     notes = f".{path.name}.ray"  # Ray's own notes, of no use afterwards
     trainer = TorchTrainer(
@@ -89,8 +89,8 @@ def _fit(recipe: Recipe, path: Path, workers: int, overwrite: bool) -> None:
 
 def _work(order: dict[str, Any]) -> None:
     """Be one of the workers: train as a rank."""
-    order["started"].enter()
-    console.hand_to(lambda *said: order["sentences"].put(said) if ranks.is_first() else None)
+    enter(order["folder"])
+    console.hand_to(lambda *said: pass_on(order["sentences"], said) if ranks.is_first() else None)
     path = Path(order["path"])
     replaces = order["replaces"] is not None and order["replaces"] == _created(path)  # and not what we have begun
     with console.our_words_only():
@@ -103,10 +103,10 @@ def _telling_of_deaths(sentences: Any) -> Any:
 
     class Telling(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-            if any(refusal(error) for error in worker_exceptions.values()):
+            if any(_refusal(error) for error in worker_exceptions.values()):
                 return  # which is said at the end
             lost = ", ".join(f"{rank}" for rank in sorted(worker_exceptions))
-            sentences.put(("Lost", f"worker {lost}; Ray starts all anew, up to {_RESTARTS} times.", "yellow"))
+            pass_on(sentences, ("Lost", f"worker {lost}; Ray starts all anew, up to {_RESTARTS} times.", "yellow"))
 
     return Telling()
 
@@ -119,7 +119,14 @@ def _created(path: Path) -> str | None:
 def _said_by_worker(error: Exception) -> LorafitError:
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
-        if said := refusal(failure):
+        if said := _refusal(failure):
             return LorafitError(str(said))
     last = next((str(failure).strip().splitlines()[-1] for failure in failures.values()), str(error).splitlines()[0])
     return LorafitError(f"Training on Ray has failed: {last}")
+
+
+def _refusal(failure: BaseException | None) -> LorafitError | None:
+    """Return what a worker refused, if that is why it ended."""
+    while failure is not None and not isinstance(failure, LorafitError):
+        failure = getattr(failure, "cause", None) or failure.__cause__
+    return failure

@@ -34,7 +34,7 @@ def refuse_missing() -> None:
         raise LorafitError("Optuna is not installed. Install it with: pip install 'lorafit[sweep]'") from None
 
 
-def opened(recipe: Recipe, space: Space, folder: Path, url: str) -> Study:
+def opened(recipe: Recipe, space: Space, folder: Path, url: str, worker: str = "") -> Study:
     """Return the study of a recipe and a space, made now or found.
 
     Args:
@@ -42,6 +42,7 @@ def opened(recipe: Recipe, space: Space, folder: Path, url: str) -> Study:
         space: what these may be.
         folder: the sweep's.
         url: the database, as Optuna takes it; "": SQLite in the folder.
+        worker: names who works on trials here, across its deaths: what it left is at once its own again.
 
     Raises:
         RunError: the study is one of another recipe or space.
@@ -72,7 +73,7 @@ def opened(recipe: Recipe, space: Space, folder: Path, url: str) -> Study:
         raise RecipeError(f"The study's database {shown} can't be opened: {str(error).splitlines()[0]}.") from None
     _refuse_other(study, recipe, space, shown)
     _refuse_other_folder(study, folder)
-    return Study(study, recipe, space, folder)
+    return Study(study, recipe, space, folder, worker)
 
 
 def _refuse_other_folder(study: Any, folder: Path) -> None:

@@ -15,12 +15,13 @@ MOST_DEATHS = 5  # of processes of one trial, none of which came as far as a che
 CLOCK_SECONDS = 5  # by which a clock may be set while a process runs
 
 
-def sign(trial: Any, trials: Path, left: Any = None) -> None:
+def sign(trial: Any, trials: Path, worker: str = "", left: Any = None) -> None:
     """Write on a trial of Optuna's whose it is: the machine, this process, the run's folder.
 
     Args:
         trial: to be written on.
         trials: the folder of the runs.
+        worker: who works on it, if that has a name that outlives its process.
         left: the same trial as a process that is gone has left it.
     """
     if left is not None:
@@ -29,6 +30,7 @@ def sign(trial: Any, trials: Path, left: Any = None) -> None:
     trial.set_user_attr("seen", time.time())
     trial.set_user_attr("folder", str((trials / f"{trial.number:04d}").absolute()))
     trial.set_user_attr("host", platform.node())
+    trial.set_user_attr("worker", worker)
     # Last: where it stands, the others do too.
     trial.set_user_attr("process", [os.getpid(), psutil.Process().create_time()])
 

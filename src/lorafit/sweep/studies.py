@@ -32,8 +32,8 @@ class Pruned(Exception):  # noqa: N818 - no error: how a poor trial ends
 class Study:
     """A search's trials, kept in a database that several processes share."""
 
-    def __init__(self, study: Any, recipe: Recipe, space: Space, folder: Path) -> None:
-        self._study, self._recipe, self._space = study, recipe, space
+    def __init__(self, study: Any, recipe: Recipe, space: Space, folder: Path, worker: str = "") -> None:
+        self._study, self._recipe, self._space, self._worker = study, recipe, space, worker
         self.folder = folder
         self._held: dict[int, Any] = {}
 
@@ -63,7 +63,7 @@ class Study:
             if left is None and len(self.trials()) >= count:
                 return None
             trial = self._study.ask() if left is None else _optuna().trial.Trial(self._study, left._trial_id)
-            lives.sign(trial, self.folder / "trials", left)
+            lives.sign(trial, self.folder / "trials", self._worker, left)
             if sum(other.number < trial.number for other in self.trials()) >= count:  # another machine was as fast
                 trial.set_user_attr("surplus", True)
                 self._study.tell(trial, state=_states().FAIL)
@@ -179,6 +179,8 @@ class Study:
         if found.state != _states().RUNNING:
             return False
         of = found.user_attrs
+        if self._worker and of.get("worker") == self._worker:
+            return found.number not in self._held  # its process before this one has died, on whatever machine
         if "process" not in of:  # its process signs it at once, unless it was killed then
             begun = found.datetime_start  # without a zone, as Optuna has it
             return bool((datetime.now() - begun).total_seconds() > _SECONDS_TO_SIGN)
