@@ -217,13 +217,15 @@ def test_an_output_with_foreign_files_is_refused(source: Path, tmp_path: Path) -
 
 def test_strict_stops_at_the_first_row_without_a_text(classifier: Classifier, source: Path, tmp_path: Path) -> None:
     job = job_of(source).model_copy(update={"strict": True})
+    shards.begin(tmp_path / "out", job, overwrite=False)
     with pytest.raises(DataError, match=r"0\.parquet, row 6: its 'text' is empty"):
         Scorer(classifier, job, source, tmp_path / "out").score(job.shard(0))
-    assert not list((tmp_path).glob("out/*"))
+    assert not list((tmp_path).glob("out/part*"))
 
 
 def test_an_input_that_changes_meanwhile_is_noticed(classifier: Classifier, source: Path, tmp_path: Path) -> None:
     job = job_of(source)
+    shards.begin(tmp_path / "out", job, overwrite=False)
     pq.write_table(pa.table({"id": [1], "text": ["a"]}), source / "0.parquet")
     with pytest.raises(DataError, match="has changed while it was read"):
         Scorer(classifier, job, source, tmp_path / "out").score(job.shard(1))
@@ -232,3 +234,21 @@ def test_an_input_that_changes_meanwhile_is_noticed(classifier: Classifier, sour
     (source / "0.parquet").unlink()
     with pytest.raises(DataError, match=r"0\.parquet can't be read"):
         Scorer(classifier, job, source, tmp_path / "out").score(job.shard(1))
+
+
+def test_a_shard_of_which_processes_die_is_given_up(
+    classifier: Classifier, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, target = job_of(source), tmp_path / "out"
+    shards.begin(target, job, overwrite=False)
+    scorer = Scorer(classifier, job, source, target)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "ParquetSource", lambda _: (_ for _ in ()).throw(SystemExit))  # as a kill would end it
+        for _ in range(10):
+            with pytest.raises(SystemExit):
+                scorer.score(job.shard(2))
+        with pytest.raises(DataError, match=r"0\.parquet, rows 101 to 130: 10 processes died of them"):
+            scorer.score(job.shard(2))
+    begun = shards.begin(target, job, overwrite=False)  # somebody has given it more memory
+    assert Scorer(classifier, begun, source, target).score(job.shard(2)).rejected == 3
+    assert not list((target / "_tried").iterdir())

@@ -4,6 +4,7 @@ OUTPUT/
   part-00000.parquet           a shard's rows with the answers behind their columns
   _rejected/part-00000.jsonl   those of its rows that have no usable text
   _lorafit.json                the job: the input's files, the columns, who answers, how many rows a shard has
+  _tried/part-00000            a byte for each process that has begun with a shard that is not done
   .lock                        held by the process that hands out the shards
 
 The job alone says which rows make up a shard. Its files are put in their places whole, the rejected rows first, and it
@@ -39,11 +40,12 @@ from lorafit.files import is_unfinished, remove_unfinished, storing, write_atomi
 from lorafit.predict import Classifier
 from lorafit.streams import ArrowSink, ParquetSource
 
-JOB, REJECTED, _LOCK = "_lorafit.json", "_rejected", ".lock"
+JOB, REJECTED, _TRIED, _LOCK = "_lorafit.json", "_rejected", "_tried", ".lock"
 _PART = re.compile(r"part-\d{5,}\.parquet")
 LEAST_ROWS_A_SHARD = 512  # of reviews some seconds of a core
 MOST_ROWS_A_SHARD = 131_072  # about an hour, which a kill costs
 _SHARDS_A_WORKER = 16  # so that those who are done first do not wait long for the last
+_MOST_TRIES = 10  # of a shard, after which it is the shard's fault that its processes die
 _LOOKS_AT_ONCE = 16  # at heads of files, perhaps over a network
 
 
@@ -270,6 +272,7 @@ def begin(target: Path, job: Job, *, overwrite: bool) -> Job:
         write_text(target / JOB, job.model_dump_json(indent=1) + "\n")
     for folder in filter(Path.is_dir, (target, target / REJECTED)):
         remove_unfinished(folder)
+    shutil.rmtree(target / _TRIED, ignore_errors=True)
     return before.model_copy(update={"strict": job.strict}) if before else job
 
 
@@ -313,10 +316,12 @@ class Scorer:
         """Write a shard's part, and its rejected rows if there are any.
 
         Raises:
-            DataError: the file can't be read, has changed, or has a row without a usable text where the job is strict.
+            DataError: the file can't be read, has changed, has a row without a usable text where the job is strict, or
+                has cost ten processes.
             StorageError: a disk that is full or not writable.
         """
         file = self._source / shard.file
+        self._refuse_deadly(shard)
         table = ParquetSource(file)
         if (table.rows or 0) < shard.first + shard.rows:
             raise _changed(file)
@@ -337,7 +342,25 @@ class Scorer:
             if rejects:
                 write_atomically(self._target / REJECTED / f"{shard.name}.jsonl", _writing(bytes(rejects)))
             write_atomically(_part(self._target, shard), lambda place: sink.to_parquet(written, place))
+        (self._target / _TRIED / shard.name).unlink(missing_ok=True)
         return Counts(kept, shard.rows - kept, kept - len(memory))
+
+    def _refuse_deadly(self, shard: Shard) -> None:
+        """Note that a shard is tried; refuse one that has cost too many processes.
+
+        Raises:
+            DataError: always that.
+        """
+        tried = self._target / _TRIED / shard.name
+        with storing(tried):
+            tried.parent.mkdir(exist_ok=True)
+            with tried.open("ab") as stream:
+                stream.write(b".")
+                count = stream.tell()
+        if count > _MOST_TRIES:
+            rows = f"rows {shard.first + 1:,} to {shard.first + shard.rows:,}"
+            died = f"{_MOST_TRIES} processes died of them, perhaps for want of memory"
+            raise DataError(f"{self._source / shard.file}, {rows}: {died}.")
 
 
 def _changed(file: Path) -> DataError:
@@ -411,7 +434,7 @@ def _rows_of_part(file: Path) -> int:
 def _is_ours(path: Path, begun: bool) -> bool:
     if not begun:
         return path.name == _LOCK or is_unfinished(path)
-    return path.name in (JOB, REJECTED, _LOCK) or bool(_PART.fullmatch(path.name)) or is_unfinished(path)
+    return path.name in (JOB, REJECTED, _TRIED, _LOCK) or bool(_PART.fullmatch(path.name)) or is_unfinished(path)
 
 
 def _remove_parts(target: Path) -> None:

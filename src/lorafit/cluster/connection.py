@@ -1,5 +1,6 @@
 """Ray itself: the cluster at an address, what its workers need to know, and what they have refused."""
 
+import importlib.util
 import os
 import platform
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ def connected(address: str) -> Iterator[None]:
         LorafitError: Ray is not installed, or does not answer there within 20 seconds.
     """
     os.environ |= {name: value for name, value in _QUIET.items() if name not in os.environ}
-    try:
-        import ray
-    except ImportError:
-        raise LorafitError("Ray is not installed. Install it with: pip install 'lorafit[cluster]'") from None
+    if importlib.util.find_spec("ray") is None:
+        raise LorafitError("Ray is not installed. Install it with: pip install 'lorafit[cluster]'")
     if address != LOCAL:
         _refuse_unreachable(address)
+    import ray
+
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     # Before a worker imports anything: some of it is read only then.
     environment = {"env_vars": {name: os.environ[name] for name in _HANDED_ON if name in os.environ}}
@@ -53,10 +54,11 @@ def connected(address: str) -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)  # Ray has put its own in its place
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # Ray tells there what it will try again
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -125,7 +127,7 @@ def described(nodes: Sequence[int], workers: int, cores: int) -> str:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Refuse an address at which no Ray cluster answers, in a process of its own that can be ended.
+    """Refuse an address at which no Ray cluster lets us in; a process of its own asks, for it can be ended.
 
     Raises:
         LorafitError: says what to check.
@@ -141,18 +143,27 @@ def _refuse_unreachable(address: str) -> None:
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT / 3).close()
         except (OSError, ValueError) as error:
             raise _unreachable(address, str(error)) from None
+    found = _health(address)
+    if "AuthenticationError" in found.stderr:
+        # Ray takes a token that lies on this machine by itself only where the address is left to it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if _health(address).returncode:
+            raise _unreachable(address, "it asks for a token; see RAY_AUTH_TOKEN in Ray's manual")
+    elif found.returncode:
+        raise _unreachable(address, "no Ray answers there")
+
+
+def _health(address: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_CONNECT)
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_CONNECT / 2)
     except subprocess.TimeoutExpired:
-        raise _unreachable(address, f"no answer within {SECONDS_TO_CONNECT} s") from None
-    if done.returncode:
-        raise _unreachable(address, "no Ray answers there")
+        raise _unreachable(address, f"no answer within {SECONDS_TO_CONNECT / 2:.0f} s") from None
 
 
 def _unreachable(address: str, reason: str) -> LorafitError:
     return LorafitError(
-        f"No Ray cluster at {address} ({reason}). Check the address and that its head runs: "
-        "`ray start --head`, then --ray HOST:6379 on a machine of the cluster; without an address Ray starts here."
+        f"No Ray cluster at {address} ({reason}). Check that its head runs, by `ray start --head`, and the address, "
+        "which that has printed; this machine has to be part of it. Without an address Ray starts here."
     )

@@ -29,7 +29,7 @@ from lorafit.predict import Classifier
 _BLOCKS = 10_000  # one a shard up to here; a single process hands them out, some hundred a second
 _BLOCKS_A_WORKER = 2
 _SHARDS_A_BLOCK = 64
-_DEATHS = 10  # of processes at one shard, after which it is the shard's fault
+_DEATHS = 10  # a worker, before it has begun
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,6 @@ def _given(order: _Order, numbers: list[int], workers: int) -> Iterator[Counts]:
         # One at a time: at the end nobody waits behind another while others have nothing to do.
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(numbers)), max_tasks_in_flight_per_actor=1),
         num_cpus=order.cores,
-        max_task_retries=_DEATHS,
     )
     try:
         for block in handed.iter_batches(batch_size=None, prefetch_batches=0):

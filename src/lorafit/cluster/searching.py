@@ -93,7 +93,7 @@ def _carry_out(order: _Order, left: int, workers: int) -> None:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it would end the search as if it had come to its end
     from ray import tune
 
-    notes = order.folder.parent / f".{order.folder.name}.{uuid4().hex[:12]}.ray"  # Ray's own, of no use afterwards
+    notes = order.folder / ".ray" / uuid4().hex  # Ray's own, of no use afterwards
     tuner = tune.Tuner(
         tune.with_resources(_carrying_out_one(order), {"cpu": order.cores}),
         tune_config=tune.TuneConfig(num_samples=left, max_concurrent_trials=workers),
