@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 
 from tests.hub_server import HubServer
@@ -178,6 +180,21 @@ def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory)
     made = recipe.from_values({"name": "tiny", **_tiny_values(tiny, reviews)}, ("training.epochs=4",))
     pipeline.evaluate(pipeline.train(made, path))
     return path
+
+
+@pytest.fixture
+def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Processes that a test adds, which are ended with it, and all that they have started."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        if process.poll() is None:
+            below = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            for child in below:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")

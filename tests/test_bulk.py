@@ -614,7 +614,7 @@ def size_of(file: Path) -> int:
 @pytest.mark.parametrize(
     ("kills", "count", "into"),
     [
-        pytest.param(5, 3000, ".csv.gz", marks=pytest.mark.slow),
+        pytest.param(3, 3000, ".csv.gz", marks=pytest.mark.slow),
         pytest.param(20, 10_000, ".parquet", marks=pytest.mark.soak),
         pytest.param(20, 10_000, ".jsonl", marks=pytest.mark.soak),
     ],

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,6 @@ def files(tiny_recipe: Callable[..., Any], tmp_path: Path) -> tuple[Path, Path]:
     recipe.write_text(recipes.to_toml(tiny_recipe(training={"epochs": 40, "checkpoint_every": 20})))
     space_file.write_text(SPACE)
     return recipe, space_file
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that are ended with the test."""
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
-        if process.poll() is None:
-            of_ray = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            for child in of_ray:
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-        process.wait()
 
 
 def sweep(files: tuple[Path, Path], out: Path, trials: int) -> subprocess.Popen[bytes]:
