@@ -44,8 +44,8 @@ class Scoring:
         shards = math.ceil(reviews / rows_a_shard(reviews, workers))
         blocks = blocks_of(shards, workers)
         turns = math.ceil(blocks / workers)
-        working = turns * reviews / blocks * self.core_seconds * workers / cores
-        return self.start_seconds + max(working, blocks / self.blocks_per_second)
+        a_block = reviews / blocks * self.core_seconds / (cores // workers)
+        return self.start_seconds + max(turns * a_block, blocks / self.blocks_per_second + a_block)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def main() -> None:
         },
         "training": {
             "core_seconds": training.core_seconds,
+            "mean_tokens": mean_tokens,
             "bytes": training.bytes,
             "tokens a second of runs": check_training,
             "by_workers": pass_hours,

@@ -464,7 +464,7 @@ def test_the_work_folder_goes_before_its_lock_does(tmp_path: Path, monkeypatch: 
     def refused_to_others(folder: Path, **options: Any) -> None:
         with (
             pytest.raises(StorageError, match="by another process"),
-            ledger._locked(folder, target),
+            ledger.locked(folder, target),
         ):
             pass
         removed.append(folder)

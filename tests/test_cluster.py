@@ -63,7 +63,7 @@ def test_an_address_where_nobody_answers_is_given_up_soon(
     refused = cli("train", recipe_file, "--ray", "ray://127.0.0.1:10001")
     assert refused.code == 2
     assert "with --ray auto" in refused.err
-    monkeypatch.setattr(connection, "SECONDS_TO_CONNECT", 4)
+    monkeypatch.setattr(connection, "SECONDS_TO_CONNECT", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
         refused = cli("train", recipe_file, "--ray", f"127.0.0.1:{silent.getsockname()[1]}")
     assert refused.code == 2

@@ -284,7 +284,7 @@ def held(target: Path, rejected: Path) -> Iterator[Ledger]:
     if strange is not None:
         raise StorageError(f"{folder} holds {strange!r}, which is not ours. Move that folder, or name another output.")
     ledger = Ledger(target, rejected)
-    with _locked(folder, target):
+    with locked(folder, target):
         try:
             yield ledger
         finally:
@@ -294,7 +294,12 @@ def held(target: Path, rejected: Path) -> Iterator[Ledger]:
 
 
 @contextmanager
-def _locked(folder: Path, target: Path) -> Iterator[None]:
+def locked(folder: Path, target: Path) -> Iterator[None]:
+    """Keep others from a folder meanwhile; it is gone afterwards where nothing else is in it.
+
+    Raises:
+        StorageError: another process is at it, which writes `target`.
+    """
     lock = FileLock(folder / _LOCK, timeout=0)
     try:
         with storing(folder):

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lorafit import streams
 from lorafit.bulk.answers import Answers
+from lorafit.bulk.ledger import locked
 from lorafit.bulk.look import Rule, refuse_missing
 from lorafit.bulk.rows import answered
 from lorafit.errors import DataError, StorageError
@@ -235,18 +235,8 @@ def held(target: Path) -> Iterator[None]:
     """
     with storing(target):
         target.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target / _LOCK, timeout=0)
-    try:
-        with storing(target):
-            lock.acquire()
-    except Timeout:
-        raise StorageError(f"{target} is being written by another process. Wait for it, or stop it.") from None
-    try:
+    with locked(target, target):
         yield
-    finally:
-        if [file.name for file in target.iterdir()] == [_LOCK]:
-            shutil.rmtree(target, ignore_errors=True)
-        lock.release()
 
 
 def begin(target: Path, job: Job, *, overwrite: bool) -> Job:
@@ -308,6 +298,7 @@ class Scorer:
 
     def __init__(self, classifier: Classifier, job: Job, source: Path, target: Path) -> None:
         self._classifier, self._job, self._source, self._target = classifier, job, source, target
+        self._bytes = {file.name: file.bytes for file in job.files}
         columns = [name for name in (job.text_column, job.pair_column) if name]
         form = streams.form_of(Path("part.parquet"))
         self._rule = Rule(columns, form, target / REJECTED, job.strict, classifier.strips_tags)
@@ -323,7 +314,7 @@ class Scorer:
         file = self._source / shard.file
         self._refuse_deadly(shard)
         table = ParquetSource(file)
-        if (table.rows or 0) < shard.first + shard.rows:
+        if file.stat().st_size != self._bytes[shard.file] or (table.rows or 0) < shard.first + shard.rows:
             raise _changed(file)
         memory = _Memory()
         answers = Answers(self._classifier, self._job.base, self._job.prefix, memory)

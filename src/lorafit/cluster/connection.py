@@ -1,6 +1,7 @@
 """Ray itself: the cluster at an address, what its workers need to know, and what they have refused."""
 
 import importlib.util
+import json
 import os
 import platform
 import signal
@@ -43,13 +44,17 @@ def connected(address: str) -> Iterator[None]:
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
-    # Before a worker imports anything: some of it is read only then.
-    environment = {"env_vars": {name: os.environ[name] for name in _HANDED_ON if name in os.environ}}
+    # Before a worker imports anything, for some of it is read only then. What a Ray job hands on, Ray takes from there.
+    of_job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    handed = {
+        name: os.environ[name] for name in _HANDED_ON if name in os.environ and name not in of_job.get("env_vars", {})
+    }
+    environment = {"env_vars": handed} if handed else None
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _without_native_words():
             ray.init(address=address, logging_level="ERROR", log_to_driver=False, runtime_env=environment, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise _unreachable(address, " ".join(str(error).split())[:300]) from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -135,7 +140,7 @@ def _refuse_unreachable(address: str) -> None:
     if address.startswith("ray://"):
         raise LorafitError(
             f"{address} is one of Ray's client, which sees none of the cluster's folders. Start the command on a "
-            "machine of the cluster, with --ray auto, such as by: ray job submit"
+            "machine of the cluster, with --ray auto, such as by ray job submit of ray[default]."
         )
     host, _, port = address.rpartition(":")
     if address != "auto":
@@ -150,16 +155,17 @@ def _refuse_unreachable(address: str) -> None:
         if _health(address).returncode:
             raise _unreachable(address, "it asks for a token; see RAY_AUTH_TOKEN in Ray's manual")
     elif found.returncode:
-        raise _unreachable(address, "no Ray answers there")
+        versions = "Ray's or Python's version is another there" if "Version mismatch" in found.stderr else ""
+        raise _unreachable(address, versions or "no Ray answers there")
 
 
 def _health(address: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_CONNECT / 2)
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_CONNECT)
     except subprocess.TimeoutExpired:
-        raise _unreachable(address, f"no answer within {SECONDS_TO_CONNECT / 2:.0f} s") from None
+        raise _unreachable(address, f"no answer within {SECONDS_TO_CONNECT} s") from None
 
 
 def _unreachable(address: str, reason: str) -> LorafitError:

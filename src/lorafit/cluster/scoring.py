@@ -29,6 +29,8 @@ from lorafit.predict import Classifier
 _BLOCKS = 10_000  # one a shard up to here; a single process hands them out, some hundred a second
 _BLOCKS_A_WORKER = 2
 _SHARDS_A_BLOCK = 64
+_CLASSIFIER = "the classifier"
+_SECONDS_TO_APPEAR = 60  # of a part that another machine has written, in a listing of a network's folder
 _DEATHS = 10  # a worker, before it has begun
 
 
@@ -120,7 +122,7 @@ def score(
             strict=strict,
             precision=_precision_of(classifier, cores),
             facts={
-                "the classifier": asked.fingerprint(),
+                _CLASSIFIER: asked.fingerprint(),
                 "the base": str(classifier.different_base),
                 "lorafit's versions": version("lorafit"),
             },
@@ -145,7 +147,7 @@ def blocks_of(shards: int, workers: int) -> int:
 
 def _precision(begun: Job | None, asked: Asked) -> str:
     """Return the precision in which these answers were begun, "auto" if they were not."""
-    same = begun is not None and begun.facts.get("the classifier") == asked.fingerprint()
+    same = begun is not None and begun.facts.get(_CLASSIFIER) == asked.fingerprint()
     return begun.precision if begun and same else "auto"
 
 
@@ -169,13 +171,18 @@ def _refuse_incomplete(job: Job, source: Path, target: Path, found: Scored) -> N
     """Refuse to call it done where it is not what it should be.
 
     Raises:
-        DataError: the input has changed meanwhile, or none of its rows could be answered.
+        DataError: the input has changed meanwhile, or none of its rows could be answered, or not all where all should.
         StorageError: parts are not there.
     """
     if shards.look_at(source, []).files != job.files:
         raise DataError(f"{source} has changed while it was read. Start anew with --overwrite.")
-    if missing := len(shards.undone(target, job)):
+    deadline = time.monotonic() + _SECONDS_TO_APPEAR
+    while (missing := len(shards.undone(target, job))) and time.monotonic() < deadline:
+        time.sleep(2)
+    if missing:
         raise StorageError(f"{missing} of {job.shards} parts are not in {target}. Do all machines see the same folder?")
+    if job.strict and found.rejected:  # by a call that was not
+        raise DataError(f"{source} has {found.rejected} rows without a usable text; see {target / shards.REJECTED}.")
     if not found.rows:
         raise DataError(f"{source} has no row that can be answered; {target / shards.REJECTED} says why of each.")
 
@@ -212,6 +219,10 @@ class _Worker:
         begun = shards.begun(order.target)
         if begun is None or begun.differs_in(order.job):
             raise StorageError(f"{order.target} is not the same folder on {platform.node()}. All machines need it.")
+        if order.asked.fingerprint() != order.job.facts[_CLASSIFIER]:
+            raise StorageError(
+                f"{order.asked.bundle} is another adapter on {platform.node()}. All machines need the same."
+            )
         runtime.keep_few_shapes(PRODUCTS_KEPT)
         pa.set_memory_pool(pa.system_memory_pool())  # see streams.in_flat_memory
         with console.our_words_only(of_warnings=False):  # which the driver has said

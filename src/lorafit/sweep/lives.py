@@ -55,8 +55,13 @@ def is_here(found: Any) -> bool:
 def is_at_work(found: Any) -> bool:
     """Tell whether a process of this machine that has signed a trial is alive, or writes its run."""
     pid, created = found.user_attrs["process"]
+    return _is_alive(pid, created) or is_writing(found)
+
+
+def is_writing(found: Any) -> bool:
+    """Tell whether somebody writes a trial's run."""
     folder = Path(found.user_attrs["folder"])
-    return _is_alive(pid, created) or (folder.is_dir() and Run(folder).is_being_written)
+    return folder.is_dir() and Run(folder).is_being_written
 
 
 def _is_alive(pid: int, created: float) -> bool:

@@ -180,7 +180,8 @@ class Study:
             return False
         of = found.user_attrs
         if self._worker and of.get("worker") == self._worker:
-            return found.number not in self._held  # its process before this one has died, on whatever machine
+            # Its process before this one has died, on whatever machine; unless it was given up and still writes.
+            return found.number not in self._held and not lives.is_writing(found)
         if "process" not in of:  # its process signs it at once, unless it was killed then
             begun = found.datetime_start  # without a zone, as Optuna has it
             return bool((datetime.now() - begun).total_seconds() > _SECONDS_TO_SIGN)
