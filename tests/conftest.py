@@ -182,19 +182,20 @@ def trained(tiny: Path, reviews: Path, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
-@pytest.fixture
-def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Processes that a test adds, which are ended with it, and all that they have started."""
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
+STARTED: list["subprocess.Popen[bytes]"] = []  # by the test that runs
+
+
+@pytest.fixture(autouse=True)
+def none_is_left() -> Iterator[None]:
+    """A test that fails leaves no process in STARTED that goes on, and none that such a one has started."""
+    yield
+    for process in STARTED:
         if process.poll() is None:
-            below = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            for child in below:
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
                 with suppress(psutil.NoSuchProcess):
-                    child.kill()
-        process.wait()
+                    one.kill()
+            process.wait()
+    STARTED.clear()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,9 @@ from lorafit import pipeline, ranks, runs
 from lorafit import recipe as recipes
 from lorafit.batches import Batches, shares
 from lorafit.tokens import Tokens
-from tests.conftest import Said, write_table
+from tests.conftest import STARTED, Said, write_table
 
 ROOT = Path(__file__).parents[1]
-STARTED: list[subprocess.Popen[bytes]] = []
 
 
 def launch(*arguments: object, processes: int = 2, restarts: int = 0, log: Path) -> subprocess.Popen[bytes]:
@@ -37,19 +36,6 @@ def launch(*arguments: object, processes: int = 2, restarts: int = 0, log: Path)
         command = [sys.executable, *map(str, [*runner, *arguments])]
         STARTED.append(subprocess.Popen(command, stdout=said, stderr=said, env=environment))
     return STARTED[-1]
-
-
-@pytest.fixture(autouse=True)
-def none_is_left() -> Iterator[None]:
-    """A test that fails leaves no process that waits for others."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            family = [*psutil.Process(process.pid).children(recursive=True), process]
-            for one in family:
-                one.kill()
-            process.wait()
-    STARTED.clear()
 
 
 def several_labels(folder: Path, count: int) -> Path:

@@ -15,7 +15,7 @@ import pytest
 
 from lorafit.bulk import shards
 from lorafit.predict import Classifier
-from tests.conftest import Said, texts_and_labels
+from tests.conftest import STARTED, Said, texts_and_labels
 
 ROWS = 16_000  # in 32 shards
 
@@ -77,11 +77,11 @@ def assert_each_row_is_there_once(target: Path, run: Path, source: Path) -> None
 
 @pytest.mark.slow
 def test_a_cluster_of_four_survives_the_kill_of_a_node(
-    cluster: Any, trained: Path, source: Path, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+    cluster: Any, trained: Path, source: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out"
     process = predict(trained, source, target, "--ray", cluster.address)
-    started.append(process)
+    STARTED.append(process)
     wait_for_parts(target, process, 5)
     raylet = cluster.list_all_nodes()[-1].all_processes["raylet"][0].process
     os.kill(raylet.pid, signal.SIGKILL)
@@ -94,14 +94,14 @@ def test_a_cluster_of_four_survives_the_kill_of_a_node(
 
 @pytest.mark.soak
 def test_on_this_machine_a_killed_command_goes_on_where_it_was(
-    trained: Path, source: Path, tmp_path: Path, started: list[subprocess.Popen[bytes]], cli: Callable[..., Said]
+    trained: Path, source: Path, tmp_path: Path, cli: Callable[..., Said]
 ) -> None:
     """The command dies and one of its workers, each by SIGKILL; what was done stays as it is."""
     import psutil
 
     target = tmp_path / "out"
     process = predict(trained, source, target, "--ray", "--workers", 2)
-    started.append(process)
+    STARTED.append(process)
     wait_for_parts(target, process, 3)
     workers = [
         child

@@ -16,7 +16,7 @@ from lorafit import recipe as recipes
 from lorafit.cluster import connection, searching
 from lorafit.errors import RecipeError
 from lorafit.sweep import space
-from tests.conftest import Said
+from tests.conftest import STARTED, Said
 
 SPACE = "adapter.rank = [1, 2, 4]\n[training]\nlearning_rate = { from = 1e-3, to = 3e-2, log = true }\n"
 
@@ -47,12 +47,12 @@ def wait_until(found: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 @pytest.mark.soak
 def test_on_ray_a_killed_trial_and_a_killed_search_lose_nothing(
-    files: tuple[Path, Path], cli: Callable[..., Said], tmp_path: Path, started: list[subprocess.Popen[bytes]]
+    files: tuple[Path, Path], cli: Callable[..., Said], tmp_path: Path
 ) -> None:
     """First a trial's process dies, then the command; it is gone on with without Ray."""
     out, log = tmp_path / "sw", tmp_path / "sw.log"
     process = sweep(files, out, 6)
-    started.append(process)
+    STARTED.append(process)
 
     def trains(number: int) -> bool:
         return any((out / "trials" / f"{number:04d}").glob("checkpoints/checkpoint-*"))

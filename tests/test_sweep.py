@@ -20,9 +20,8 @@ from lorafit import recipe as recipes
 from lorafit.errors import RecipeError
 from lorafit.sweep import database, lives, outcome, space, studies
 from lorafit.sweep.trials import Trial, best_of
-from tests.conftest import Said
+from tests.conftest import STARTED, Said
 
-STARTED: list[subprocess.Popen[bytes]] = []
 SPACE = """
 adapter.rank = [1, 2, 4]
 adapter.targets = ["attention", ["query", "value"]]
@@ -65,17 +64,6 @@ def start(files: tuple[Path, Path], out: Path, trials: int) -> subprocess.Popen[
     with (out.parent / f"{out.name}-{time.monotonic_ns()}.log").open("wb") as log:
         STARTED.append(subprocess.Popen([*map(str, command)], stdout=log, stderr=log, stdin=subprocess.DEVNULL))
     return STARTED[-1]
-
-
-@pytest.fixture(autouse=True)
-def none_is_left() -> Iterator[None]:
-    """A test that fails leaves no process that goes on."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    STARTED.clear()
 
 
 def trials_of(folder: Path) -> list[dict[str, Any]]:
